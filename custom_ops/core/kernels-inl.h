@@ -1,0 +1,728 @@
+// The inner loops, written once. kernels_<target>.cc sets KERAS_NORMS_TARGET and
+// KERAS_NORMS_VECTOR_BYTES and includes this file.
+#include "custom_ops/core/kernels.h"
+#include "custom_ops/core/simd.h"
+
+namespace keras_norms {
+namespace {
+
+constexpr int64_t kTile = 4096;    // elements of a segment whose sums stay in vector registers
+constexpr int64_t kTileRows = 64;  // rows of lanes, likewise
+constexpr int64_t kWidestLanes = 1024;
+constexpr int kUnroll = 4;
+
+// Adds the moments of `count_b` more elements to those of `count_a` (Chan, Golub and LeVeque 1979).
+inline void Merge(double count_a, double* mean_a, double* m2_a, double count_b, double mean_b,
+                  double m2_b) {
+  const double delta = mean_b - *mean_a;
+  const double share = count_b / (count_a + count_b);
+  *mean_a += delta * share;
+  *m2_a += m2_b + delta * delta * count_a * share;
+}
+
+// Calls full(i) for each whole vector of [0, size) and part(i, count) for the rest.
+template <int kLanes, class Full, class Part>
+inline void ForVectors(int64_t size, const Full& full, const Part& part) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) full(i);
+  if (i < size) part(i, size - i);
+}
+
+// ---- Segments ---------------------------------------------------------------------------------
+
+// Two passes over a tile in the nearest cache: its mean, found relative to its first element, then
+// the squares of what is left. The second pass also sums what the first one's rounding left over.
+template <class T>
+Moment TileMoments(const T* x, int64_t size) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int L = S::kLanes;
+  const V first = S::Fill(S::First(x));
+  V sum[kUnroll] = {};
+  int64_t i = 0;
+  for (; i + kUnroll * L <= size; i += kUnroll * L) {
+    for (int u = 0; u < kUnroll; ++u) sum[u] += S::Load(x + i + u * L) - first;
+  }
+  for (; i + L <= size; i += L) sum[0] += S::Load(x + i) - first;
+  if (i < size) sum[1] += S::Keep(S::LoadPart(x + i, size - i) - first, size - i);
+  const double total = S::Sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  const V rough = S::Fill(static_cast<typename S::U>(total / size));
+
+  V rest[kUnroll] = {}, square[kUnroll] = {};
+  for (i = 0; i + kUnroll * L <= size; i += kUnroll * L) {
+    for (int u = 0; u < kUnroll; ++u) {
+      const V d = S::Load(x + i + u * L) - first - rough;
+      rest[u] += d;
+      square[u] += d * d;
+    }
+  }
+  const auto add = [&](V d) {
+    rest[0] += d;
+    square[0] += d * d;
+  };
+  for (; i + L <= size; i += L) add(S::Load(x + i) - first - rough);
+  if (i < size) add(S::Keep(S::LoadPart(x + i, size - i) - first - rough, size - i));
+  const double left = S::Sum((rest[0] + rest[1]) + (rest[2] + rest[3])) / size;
+  const double m2 = S::Sum((square[0] + square[1]) + (square[2] + square[3]));
+  const double corrected = m2 - size * left * left;
+  return {static_cast<double>(first[0]) + rough[0] + left, corrected < 0 ? 0 : corrected};
+}
+
+template <class T>
+Moment TileSquares(const T* x, int64_t size) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int L = S::kLanes;
+  V square[kUnroll] = {};
+  const auto add = [&square](int u, V v) { square[u] += v * v; };
+  int64_t i = 0;
+  for (; i + kUnroll * L <= size; i += kUnroll * L) {
+    for (int u = 0; u < kUnroll; ++u) add(u, S::Load(x + i + u * L));
+  }
+  for (; i + L <= size; i += L) add(0, S::Load(x + i));
+  if (i < size) add(1, S::LoadPart(x + i, size - i));
+  return {0, S::Sum((square[0] + square[1]) + (square[2] + square[3]))};
+}
+
+template <class T>
+Moment SegmentMoments(const T* x, int64_t size, bool subtract_mean) {
+  Moment all = {0, 0};
+  for (int64_t begin = 0; begin < size; begin += kTile) {
+    const int64_t count = size - begin < kTile ? size - begin : kTile;
+    if (subtract_mean) {
+      const Moment tile = TileMoments(x + begin, count);
+      Merge(begin, &all.mean, &all.m2, count, tile.mean, tile.m2);
+    } else {
+      all.m2 += TileSquares(x + begin, count).m2;
+    }
+  }
+  return all;
+}
+
+template <class T>
+void SegmentAffine(const T* x, int64_t size, typename Simd<T>::U center, typename Simd<T>::U scale,
+                   typename Simd<T>::U shift, T* y) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const V c = S::Fill(center), a = S::Fill(scale), b = S::Fill(shift);
+  ForVectors<S::kLanes>(
+      size, [&](int64_t i) { S::Store(y + i, (S::Load(x + i) - c) * a + b); },
+      [&](int64_t i, int64_t n) { S::StorePart(y + i, (S::LoadPart(x + i, n) - c) * a + b, n); });
+}
+
+template <bool kGamma, bool kBeta, class T, class U = typename Simd<T>::U>
+void RowAffineOf(const T* x, int64_t size, U center, U residual, U rstd, const U* gamma,
+                 const U* beta, T* y) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const V c = S::Fill(center), r = S::Fill(residual), a = S::Fill(rstd);
+  ForVectors<S::kLanes>(
+      size,
+      [&](int64_t i) {
+        V v = (S::Load(x + i) - c - r) * a;
+        if constexpr (kGamma) v *= S::LoadParameter(gamma + i);
+        if constexpr (kBeta) v += S::LoadParameter(beta + i);
+        S::Store(y + i, v);
+      },
+      [&](int64_t i, int64_t n) {
+        V v = (S::LoadPart(x + i, n) - c - r) * a;
+        if constexpr (kGamma) v *= S::LoadParameterPart(gamma + i, n);
+        if constexpr (kBeta) v += S::LoadParameterPart(beta + i, n);
+        S::StorePart(y + i, v, n);
+      });
+}
+
+template <class T, class U = typename Simd<T>::U>
+void RowAffine(const T* x, int64_t size, U center, U residual, U rstd, const U* gamma,
+               const U* beta, T* y) {
+  const auto run = gamma ? (beta ? RowAffineOf<true, true, T> : RowAffineOf<true, false, T>)
+                         : (beta ? RowAffineOf<false, true, T> : RowAffineOf<false, false, T>);
+  run(x, size, center, residual, rstd, gamma, beta, y);
+}
+
+template <bool kGamma, class T, class U = typename Simd<T>::U>
+Sums TileSums(const T* dy, const T* x, int64_t size, const U* gamma, U center) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int L = S::kLanes;
+  const V c = S::Fill(center);
+  V g_sum[2] = {}, g_xc_sum[2] = {}, xc_sum[2] = {};
+  const auto add = [&](int u, V g, V xc) {
+    g_sum[u] += g;
+    g_xc_sum[u] += g * xc;
+    xc_sum[u] += xc;
+  };
+  const auto full = [&](int u, int64_t i) {
+    V g = S::Load(dy + i);
+    if constexpr (kGamma) g *= S::LoadParameter(gamma + i);
+    add(u, g, S::Load(x + i) - c);
+  };
+  int64_t i = 0;
+  for (; i + 2 * L <= size; i += 2 * L) {
+    full(0, i);
+    full(1, i + L);
+  }
+  for (; i + L <= size; i += L) full(0, i);
+  if (i < size) {
+    V g = S::LoadPart(dy + i, size - i);
+    if constexpr (kGamma) g *= S::LoadParameterPart(gamma + i, size - i);
+    add(1, g, S::Keep(S::LoadPart(x + i, size - i) - c, size - i));
+  }
+  return {S::Sum(g_sum[0] + g_sum[1]), S::Sum(g_xc_sum[0] + g_xc_sum[1]),
+          S::Sum(xc_sum[0] + xc_sum[1])};
+}
+
+template <class T, class U = typename Simd<T>::U>
+Sums SegmentSums(const T* dy, const T* x, int64_t size, const U* gamma, U center) {
+  Sums all = {0, 0, 0};
+  for (int64_t begin = 0; begin < size; begin += kTile) {
+    const int64_t count = size - begin < kTile ? size - begin : kTile;
+    const Sums tile = gamma ? TileSums<true>(dy + begin, x + begin, count, gamma + begin, center)
+                            : TileSums<false>(dy + begin, x + begin, count, gamma, center);
+    all.g += tile.g;
+    all.g_xc += tile.g_xc;
+    all.xc += tile.xc;
+  }
+  return all;
+}
+
+template <class T, class U = typename Simd<T>::U>
+void SegmentGradient(const T* dy, const T* x, int64_t size, const Gradient<U>& k, U gamma, T* dx) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const V c = S::Fill(k.center), r = S::Fill(k.residual), a = S::Fill(k.rstd),
+          m = S::Fill(k.mean_g), b = S::Fill(k.slope), w = S::Fill(gamma);
+  const auto gradient = [&](V g, V v) { return a * (S::Rounded(g * w) - m - (v - c - r) * b); };
+  ForVectors<S::kLanes>(
+      size, [&](int64_t i) { S::Store(dx + i, gradient(S::Load(dy + i), S::Load(x + i))); },
+      [&](int64_t i, int64_t n) {
+        S::StorePart(dx + i, gradient(S::LoadPart(dy + i, n), S::LoadPart(x + i, n)), n);
+      });
+}
+
+template <bool kGamma, bool kSums, class T, class U = typename Simd<T>::U>
+void RowGradientOf(const T* dy, const T* x, int64_t size, const Gradient<U>& k, const U* gamma,
+                   T* dx, U* dgamma, U* dbeta) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const V c = S::Fill(k.center), r = S::Fill(k.residual), a = S::Fill(k.rstd),
+          m = S::Fill(k.mean_g), b = S::Fill(k.slope);
+  ForVectors<S::kLanes>(
+      size,
+      [&](int64_t i) {
+        const V d = S::Load(dy + i), xc = S::Load(x + i) - c - r;
+        V g = d;
+        if constexpr (kGamma) g = S::Rounded(d * S::LoadParameter(gamma + i));
+        S::Store(dx + i, a * (g - m - xc * b));
+        if constexpr (kSums) {
+          S::StoreParameter(dgamma + i, S::LoadParameter(dgamma + i) + d * (xc * a));
+          S::StoreParameter(dbeta + i, S::LoadParameter(dbeta + i) + d);
+        }
+      },
+      [&](int64_t i, int64_t n) {
+        const V d = S::LoadPart(dy + i, n), xc = S::LoadPart(x + i, n) - c - r;
+        V g = d;
+        if constexpr (kGamma) g = S::Rounded(d * S::LoadParameterPart(gamma + i, n));
+        S::StorePart(dx + i, a * (g - m - xc * b), n);
+        if constexpr (kSums) {
+          S::StoreParameterPart(dgamma + i, S::LoadParameterPart(dgamma + i, n) + d * (xc * a), n);
+          S::StoreParameterPart(dbeta + i, S::LoadParameterPart(dbeta + i, n) + d, n);
+        }
+      });
+}
+
+template <class T, class U = typename Simd<T>::U>
+void RowGradient(const T* dy, const T* x, int64_t size, const Gradient<U>& k, const U* gamma, T* dx,
+                 U* dgamma, U* dbeta) {
+  const auto run = gamma
+                       ? (dgamma ? RowGradientOf<true, true, T> : RowGradientOf<true, false, T>)
+                       : (dgamma ? RowGradientOf<false, true, T> : RowGradientOf<false, false, T>);
+  run(dy, x, size, k, gamma, dx, dgamma, dbeta);
+}
+
+// ---- Short rows -------------------------------------------------------------------------------
+
+// kLanes rows transposed: element i of all of them is vector i. Rows that are not there are 0.
+template <class T>
+struct Transposed {
+  using S = Simd<T>;
+  using U = typename S::U;
+  using V = typename S::V;
+  static constexpr int L = S::kLanes;
+  U at[kShortRow][L] __attribute__((aligned(64)));
+
+  V operator[](int64_t i) const { return Copied<V>(at[i]); }
+  void Set(int64_t i, V v) { __builtin_memcpy(at[i], &v, sizeof(v)); }
+
+  void Read(const T* x, int64_t rows, int64_t stride, int64_t size) {
+    if (rows < L) {
+      for (int64_t i = 0; i < size; ++i) Set(i, V{});
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      if constexpr (sizeof(T) == 2) {
+        U row[kShortRow];
+        ForVectors<L>(
+            size, [&](int64_t i) { S::StoreParameter(row + i, S::Load(x + r * stride + i)); },
+            [&](int64_t i, int64_t n) {
+              S::StoreParameterPart(row + i, S::LoadPart(x + r * stride + i, n), n);
+            });
+        for (int64_t i = 0; i < size; ++i) at[i][r] = row[i];
+      } else {
+        for (int64_t i = 0; i < size; ++i) at[i][r] = x[r * stride + i];
+      }
+    }
+  }
+  void Write(T* y, int64_t rows, int64_t stride, int64_t size) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      if constexpr (sizeof(T) == 2) {
+        U row[kShortRow];
+        for (int64_t i = 0; i < size; ++i) row[i] = at[i][r];
+        ForVectors<L>(
+            size, [&](int64_t i) { S::Store(y + r * stride + i, S::LoadParameter(row + i)); },
+            [&](int64_t i, int64_t n) {
+              S::StorePart(y + r * stride + i, S::LoadParameterPart(row + i, n), n);
+            });
+      } else {
+        for (int64_t i = 0; i < size; ++i) y[r * stride + i] = at[i][r];
+      }
+    }
+  }
+};
+
+// 1 / sqrt(variance + epsilon), in double; 0 for rows that are not there.
+template <class T>
+typename Simd<T>::V Rstd(typename Simd<T>::V variance, double epsilon, int64_t rows) {
+  using S = Simd<T>;
+  double rstd[S::kLanes];
+  for (int i = 0; i < S::kLanes; ++i) rstd[i] = 1 / __builtin_sqrt(variance[i] + epsilon);
+  typename S::V v = {};
+  for (int i = 0; i < S::kLanes; ++i) v[i] = static_cast<typename S::U>(rstd[i]);
+  return S::Keep(v, rows);
+}
+
+template <class T, class U = typename Simd<T>::U>
+void ShortRows(const T* x, int64_t rows, int64_t stride, int64_t size, bool subtract_mean,
+               const U* gamma, const U* beta, double epsilon, T* y, U* mean, U* residual,
+               U* variance, int64_t out_stride) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const V count = S::Fill(static_cast<U>(size));
+  for (int64_t first = 0; first < rows; first += S::kLanes) {
+    const int64_t n = rows - first < S::kLanes ? rows - first : S::kLanes;
+    Transposed<T> v;
+    v.Read(x + first * stride, n, stride, size);
+    V center = {}, rest = {}, square = {};
+    if (subtract_mean) {
+      const V anchor = v[0];
+      V sum = {}, left = {};
+      for (int64_t i = 1; i < size; ++i) sum += v[i] - anchor;
+      const V rough = S::Rounded(sum / count);
+      for (int64_t i = 0; i < size; ++i) {
+        const V d = v[i] - anchor - rough;
+        left += d;
+        square += d * d;
+      }
+      left /= count;
+      square -= count * left * left;
+      square = (square < 0) ? V{} : square;
+      const V from_anchor = rough + left;
+      center = S::Rounded(anchor + from_anchor);
+      rest = S::Rounded(anchor - center) + from_anchor;
+    } else {
+      for (int64_t i = 0; i < size; ++i) square += v[i] * v[i];
+    }
+    const V spread = square / count;
+    for (int64_t r = 0; r < n; ++r) {
+      const int64_t out = (first + r) * out_stride;
+      if (mean != nullptr) mean[out] = center[r];
+      if (residual != nullptr) residual[out] = rest[r];
+      if (variance != nullptr) variance[out] = spread[r];
+    }
+    if (y == nullptr) continue;
+    const V rstd = Rstd<T>(spread, epsilon, n);
+    for (int64_t i = 0; i < size; ++i) {
+      V out = (v[i] - center - rest) * rstd;
+      if (gamma != nullptr) out *= S::Fill(gamma[i]);
+      if (beta != nullptr) out += S::Fill(beta[i]);
+      v.Set(i, out);
+    }
+    v.Write(y + first * stride, n, stride, size);
+  }
+}
+
+template <class T, class U = typename Simd<T>::U>
+void ShortRowsGradient(const T* dy, const T* x, int64_t rows, int64_t stride, int64_t size,
+                       bool subtract_mean, const U* gamma, const U* mean, const U* variance,
+                       int64_t statistics_stride, double epsilon, T* dx, double* dgamma,
+                       double* dbeta) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const V count = S::Fill(static_cast<U>(size));
+  for (int64_t begin = 0; begin < rows; begin += kTileRows * S::kLanes) {
+    const int64_t limit = begin + kTileRows * S::kLanes;
+    const int64_t end = rows < limit ? rows : limit;
+    V gamma_sum[kShortRow], beta_sum[kShortRow];
+    for (int64_t i = 0; i < size; ++i) gamma_sum[i] = beta_sum[i] = V{};
+    for (int64_t first = begin; first < end; first += S::kLanes) {
+      const int64_t n = end - first < S::kLanes ? end - first : S::kLanes;
+      Transposed<T> v, g;
+      v.Read(x + first * stride, n, stride, size);
+      g.Read(dy + first * stride, n, stride, size);
+      V center = {}, spread = {};
+      for (int64_t r = 0; r < n; ++r) {
+        center[r] = mean[(first + r) * statistics_stride];
+        spread[r] = variance[(first + r) * statistics_stride];
+      }
+      const V rstd = Rstd<T>(spread, epsilon, n);
+      V rest = {};
+      if (subtract_mean) {
+        for (int64_t i = 0; i < size; ++i) rest += v[i] - center;
+        rest /= count;
+      }
+      V mean_g = {}, slope = {};
+      for (int64_t i = 0; i < size; ++i) {
+        const V xc = v[i] - center - rest, d = g[i];
+        const V w = gamma != nullptr ? S::Rounded(d * S::Fill(gamma[i])) : d;
+        v.Set(i, xc);
+        g.Set(i, w);
+        mean_g += w;
+        slope += w * xc;
+        gamma_sum[i] += d * (xc * rstd);
+        beta_sum[i] += S::Keep(d, n);
+      }
+      mean_g = subtract_mean ? S::Rounded(mean_g / count) : V{};
+      slope = slope / count * rstd * rstd;
+      for (int64_t i = 0; i < size; ++i) v.Set(i, rstd * (g[i] - mean_g - v[i] * slope));
+      v.Write(dx + first * stride, n, stride, size);
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      dgamma[i] += S::Sum(gamma_sum[i]);
+      dbeta[i] += S::Sum(beta_sum[i]);
+    }
+  }
+}
+
+// ---- Lanes ------------------------------------------------------------------------------------
+
+// Few channels, or a number of them that no vector divides, waste lanes: take `fold` rows as one
+// row of fold * channels lanes, where lane j belongs to channel j % channels.
+template <class T>
+int64_t FoldOf(int64_t rows, int64_t channels) {
+  constexpr int64_t L = Simd<T>::kLanes;
+  int64_t fold = 1;
+  if (channels % L != 0 && channels * L <= kWidestLanes) fold = L;
+  while (fold * channels < 4 * L && fold * channels * 2 <= kWidestLanes) fold *= 2;
+  return fold <= rows ? fold : 1;
+}
+
+// Moments of kVectors vectors of lanes over a few rows, `stride` elements apart, merged into those
+// of `before` earlier rows. `count` says how many lanes are there when less than one vector.
+template <int kVectors, bool kPart, class T>
+void TileLanes(const T* x, int64_t rows, int64_t stride, int64_t count, int64_t before,
+               double* mean, double* m2) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int L = S::kLanes;
+  const auto load = [count](const T* p) {
+    if constexpr (kPart) return S::LoadPart(p, count);
+    return S::Load(p);
+  };
+  V first[kVectors], sum[kVectors] = {};
+  for (int v = 0; v < kVectors; ++v) first[v] = load(x + v * L);
+  for (int64_t r = 1; r < rows; ++r) {
+    for (int v = 0; v < kVectors; ++v) sum[v] += load(x + r * stride + v * L) - first[v];
+  }
+  const V share = S::Fill(static_cast<typename S::U>(1.0 / rows));
+  V rough[kVectors], rest[kVectors] = {}, square[kVectors] = {};
+  for (int v = 0; v < kVectors; ++v) rough[v] = S::Rounded(sum[v] * share);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const V d = load(x + r * stride + v * L) - first[v] - rough[v];
+      rest[v] += d;
+      square[v] += d * d;
+    }
+  }
+  const double share_of_tile = static_cast<double>(rows) / (before + rows);
+  const double both = before * share_of_tile;
+  for (int v = 0; v < kVectors; ++v) {
+    const int lanes = kPart ? static_cast<int>(count) : L;
+    for (int i = 0; i < lanes; ++i) {
+      const double left = static_cast<double>(rest[v][i]) / rows;
+      const double tile_mean = static_cast<double>(first[v][i]) + rough[v][i] + left;
+      const double tile_m2 = square[v][i] - rows * left * left;
+      double& lane_mean = mean[v * L + i];
+      const double delta = tile_mean - lane_mean;
+      lane_mean += delta * share_of_tile;
+      m2[v * L + i] += (tile_m2 < 0 ? 0 : tile_m2) + delta * delta * both;
+    }
+  }
+}
+
+template <int kVectors, bool kPart, class T>
+void TileLaneSquares(const T* x, int64_t rows, int64_t stride, int64_t count, double* m2) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int L = S::kLanes;
+  V square[kVectors] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const T* p = x + r * stride + v * L;
+      const V value = kPart ? S::LoadPart(p, count) : S::Load(p);
+      square[v] += value * value;
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const int lanes = kPart ? static_cast<int>(count) : L;
+    for (int i = 0; i < lanes; ++i) m2[v * L + i] += square[v][i];
+  }
+}
+
+// Calls tile(vectors, part, lane, count) so that its calls cover `lanes` lanes.
+template <int kLanes, class Tile>
+inline void ForLanes(int64_t lanes, const Tile& tile) {
+  int64_t lane = 0;
+  for (; lane + 4 * kLanes <= lanes; lane += 4 * kLanes) tile.template Run<4, false>(lane, kLanes);
+  for (; lane + kLanes <= lanes; lane += kLanes) tile.template Run<1, false>(lane, kLanes);
+  if (lane < lanes) tile.template Run<1, true>(lane, lanes - lane);
+}
+
+template <class T>
+struct MomentsTile {
+  const T* x;
+  int64_t rows, stride, before;
+  bool subtract_mean;
+  double *mean, *m2;
+  template <int kVectors, bool kPart>
+  void Run(int64_t lane, int64_t count) const {
+    if (subtract_mean) {
+      TileLanes<kVectors, kPart>(x + lane, rows, stride, count, before, mean + lane, m2 + lane);
+    } else {
+      TileLaneSquares<kVectors, kPart>(x + lane, rows, stride, count, m2 + lane);
+    }
+  }
+};
+
+template <class T>
+void PlainLanesMoments(const T* x, int64_t rows, int64_t lanes, bool subtract_mean, double* mean,
+                       double* m2) {
+  for (int64_t i = 0; i < lanes; ++i) mean[i] = m2[i] = 0;
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const int64_t count = rows - row < kTileRows ? rows - row : kTileRows;
+    ForLanes<Simd<T>::kLanes>(
+        lanes, MomentsTile<T>{x + row * lanes, count, lanes, row, subtract_mean, mean, m2});
+  }
+}
+
+template <class T>
+void LanesMoments(const T* x, int64_t rows, int64_t channels, bool subtract_mean, double* mean,
+                  double* m2) {
+  const int64_t fold = FoldOf<T>(rows, channels);
+  if (fold == 1) return PlainLanesMoments(x, rows, channels, subtract_mean, mean, m2);
+  double wide_mean[kWidestLanes], wide_m2[kWidestLanes];
+  const int64_t folded = rows / fold, rest = rows - folded * fold;
+  PlainLanesMoments(x, folded, fold * channels, subtract_mean, wide_mean, wide_m2);
+  for (int64_t c = 0; c < channels; ++c) {
+    mean[c] = wide_mean[c];
+    m2[c] = wide_m2[c];
+    for (int64_t i = 1; i < fold; ++i) {
+      Merge(folded * i, mean + c, m2 + c, folded, wide_mean[i * channels + c],
+            wide_m2[i * channels + c]);
+    }
+  }
+  if (rest == 0) return;
+  PlainLanesMoments(x + folded * fold * channels, rest, channels, subtract_mean, wide_mean,
+                    wide_m2);
+  for (int64_t c = 0; c < channels; ++c) {
+    Merge(folded * fold, mean + c, m2 + c, rest, wide_mean[c], wide_m2[c]);
+  }
+}
+
+template <bool kCenter, bool kShift, class T, class U = typename Simd<T>::U>
+void PlainLanesAffine(const T* x, int64_t size, int64_t lanes, const U* center, const U* scale,
+                      const U* shift, T* y) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  for (int64_t begin = 0; begin < size; begin += lanes) {
+    const T* row = x + begin;
+    T* out = y + begin;
+    ForVectors<S::kLanes>(
+        size - begin < lanes ? size - begin : lanes,
+        [&](int64_t i) {
+          V v = S::Load(row + i);
+          if constexpr (kCenter) v -= S::LoadParameter(center + i);
+          v *= S::LoadParameter(scale + i);
+          if constexpr (kShift) v += S::LoadParameter(shift + i);
+          S::Store(out + i, v);
+        },
+        [&](int64_t i, int64_t n) {
+          V v = S::LoadPart(row + i, n);
+          if constexpr (kCenter) v -= S::LoadParameterPart(center + i, n);
+          v *= S::LoadParameterPart(scale + i, n);
+          if constexpr (kShift) v += S::LoadParameterPart(shift + i, n);
+          S::StorePart(out + i, v, n);
+        });
+  }
+}
+
+// Repeats a vector of channels `fold` times; null stays null.
+template <class U>
+const U* Repeat(const U* from, int64_t channels, int64_t fold, U* to) {
+  if (from == nullptr) return nullptr;
+  for (int64_t i = 0; i < fold; ++i) {
+    for (int64_t c = 0; c < channels; ++c) to[i * channels + c] = from[c];
+  }
+  return to;
+}
+
+template <class T, class U = typename Simd<T>::U>
+void LanesAffine(const T* x, int64_t rows, int64_t channels, const U* center, const U* scale,
+                 const U* shift, T* y) {
+  const auto run =
+      center ? (shift ? PlainLanesAffine<true, true, T> : PlainLanesAffine<true, false, T>)
+             : (shift ? PlainLanesAffine<false, true, T> : PlainLanesAffine<false, false, T>);
+  const int64_t fold = FoldOf<T>(rows, channels);
+  if (fold == 1) return run(x, rows * channels, channels, center, scale, shift, y);
+  U wide[3][kWidestLanes];
+  run(x, rows * channels, fold * channels, Repeat(center, channels, fold, wide[0]),
+      Repeat(scale, channels, fold, wide[1]), Repeat(shift, channels, fold, wide[2]), y);
+}
+
+template <class T>
+struct SumsTile {
+  using U = typename Simd<T>::U;
+  const T *dy, *x;
+  int64_t rows, stride;
+  const U* center;
+  double *sum_dy, *sum_dy_xc, *sum_xc;
+  template <int kVectors, bool kPart>
+  void Run(int64_t lane, int64_t count) const {
+    using S = Simd<T>;
+    using V = typename S::V;
+    constexpr int L = S::kLanes;
+    V middle[kVectors] = {};
+    if (center != nullptr) {
+      for (int v = 0; v < kVectors; ++v) {
+        const U* p = center + lane + v * L;
+        middle[v] = kPart ? S::LoadParameterPart(p, count) : S::LoadParameter(p);
+      }
+    }
+    V g[kVectors] = {}, g_xc[kVectors] = {}, xc[kVectors] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = r * stride + lane + v * L;
+        const V d = kPart ? S::LoadPart(dy + at, count) : S::Load(dy + at);
+        const V c = (kPart ? S::LoadPart(x + at, count) : S::Load(x + at)) - middle[v];
+        g[v] += d;
+        g_xc[v] += d * c;
+        xc[v] += c;
+      }
+    }
+    const int lanes = kPart ? static_cast<int>(count) : L;
+    for (int v = 0; v < kVectors; ++v) {
+      for (int i = 0; i < lanes; ++i) {
+        const int64_t at = lane + v * L + i;
+        sum_dy[at] += g[v][i];
+        sum_dy_xc[at] += g_xc[v][i];
+        sum_xc[at] += xc[v][i];
+      }
+    }
+  }
+};
+
+template <class T, class U = typename Simd<T>::U>
+void PlainLanesSums(const T* dy, const T* x, int64_t rows, int64_t lanes, const U* center,
+                    double* sum_dy, double* sum_dy_xc, double* sum_xc) {
+  for (int64_t i = 0; i < lanes; ++i) sum_dy[i] = sum_dy_xc[i] = sum_xc[i] = 0;
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const int64_t count = rows - row < kTileRows ? rows - row : kTileRows;
+    ForLanes<Simd<T>::kLanes>(lanes, SumsTile<T>{dy + row * lanes, x + row * lanes, count, lanes,
+                                                 center, sum_dy, sum_dy_xc, sum_xc});
+  }
+}
+
+template <class T, class U = typename Simd<T>::U>
+void LanesSums(const T* dy, const T* x, int64_t rows, int64_t channels, const U* center,
+               double* sum_dy, double* sum_dy_xc, double* sum_xc) {
+  const int64_t fold = FoldOf<T>(rows, channels);
+  if (fold == 1) return PlainLanesSums(dy, x, rows, channels, center, sum_dy, sum_dy_xc, sum_xc);
+  U wide_center[kWidestLanes];
+  double wide[3][kWidestLanes];
+  const int64_t folded = rows / fold, rest = rows - folded * fold;
+  PlainLanesSums(dy, x, folded, fold * channels, Repeat(center, channels, fold, wide_center),
+                 wide[0], wide[1], wide[2]);
+  double* sums[3] = {sum_dy, sum_dy_xc, sum_xc};
+  for (int k = 0; k < 3; ++k) {
+    for (int64_t c = 0; c < channels; ++c) {
+      sums[k][c] = 0;
+      for (int64_t i = 0; i < fold; ++i) sums[k][c] += wide[k][i * channels + c];
+    }
+  }
+  if (rest == 0) return;
+  const int64_t done = folded * fold * channels;
+  PlainLanesSums(dy + done, x + done, rest, channels, center, wide[0], wide[1], wide[2]);
+  for (int k = 0; k < 3; ++k) {
+    for (int64_t c = 0; c < channels; ++c) sums[k][c] += wide[k][c];
+  }
+}
+
+template <class T, class U = typename Simd<T>::U>
+void PlainLanesGradient(const T* dy, const T* x, int64_t size, int64_t lanes,
+                        const LaneGradient<U>& k, T* dx) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const auto gradient = [](V g, V v, V gamma, V center, V residual, V mean_g, V slope, V rstd) {
+    return rstd * (S::Rounded(g * gamma) - mean_g - (v - center - residual) * slope);
+  };
+  for (int64_t begin = 0; begin < size; begin += lanes) {
+    ForVectors<S::kLanes>(
+        size - begin < lanes ? size - begin : lanes,
+        [&](int64_t i) {
+          S::Store(dx + begin + i,
+                   gradient(S::Load(dy + begin + i), S::Load(x + begin + i),
+                            S::LoadParameter(k.gamma + i), S::LoadParameter(k.center + i),
+                            S::LoadParameter(k.residual + i), S::LoadParameter(k.mean_g + i),
+                            S::LoadParameter(k.slope + i), S::LoadParameter(k.rstd + i)));
+        },
+        [&](int64_t i, int64_t n) {
+          S::StorePart(
+              dx + begin + i,
+              gradient(S::LoadPart(dy + begin + i, n), S::LoadPart(x + begin + i, n),
+                       S::LoadParameterPart(k.gamma + i, n), S::LoadParameterPart(k.center + i, n),
+                       S::LoadParameterPart(k.residual + i, n),
+                       S::LoadParameterPart(k.mean_g + i, n), S::LoadParameterPart(k.slope + i, n),
+                       S::LoadParameterPart(k.rstd + i, n)),
+              n);
+        });
+  }
+}
+
+template <class T, class U = typename Simd<T>::U>
+void LanesGradient(const T* dy, const T* x, int64_t rows, int64_t channels,
+                   const LaneGradient<U>& k, T* dx) {
+  const int64_t fold = FoldOf<T>(rows, channels);
+  if (fold == 1) return PlainLanesGradient(dy, x, rows * channels, channels, k, dx);
+  U wide[6][kWidestLanes];
+  const LaneGradient<U> repeated = {
+      Repeat(k.center, channels, fold, wide[0]), Repeat(k.residual, channels, fold, wide[1]),
+      Repeat(k.rstd, channels, fold, wide[2]),   Repeat(k.mean_g, channels, fold, wide[3]),
+      Repeat(k.slope, channels, fold, wide[4]),  Repeat(k.gamma, channels, fold, wide[5])};
+  PlainLanesGradient(dy, x, rows * channels, fold * channels, repeated, dx);
+}
+
+template <class T>
+constexpr Kernels<T> Table() {
+  return {SegmentMoments<T>,  SegmentAffine<T>, RowAffine<T>, SegmentSums<T>,
+          SegmentGradient<T>, RowGradient<T>,   ShortRows<T>, ShortRowsGradient<T>,
+          LanesMoments<T>,    LanesAffine<T>,   LanesSums<T>, LanesGradient<T>};
+}
+
+}  // namespace
+
+namespace KERAS_NORMS_TARGET {
+const Kernels<float> kFloat = Table<float>();
+const Kernels<double> kDouble = Table<double>();
+const Kernels<bfloat16> kBfloat16 = Table<bfloat16>();
+const Kernels<float16> kFloat16 = Table<float16>();
+}  // namespace KERAS_NORMS_TARGET
+
+}  // namespace keras_norms
