@@ -1,0 +1,143 @@
+# `make demo` and `make test` do everything on a fresh machine with Python >= 3.11 (with venv), make and
+# a C++ compiler. Each step is done once and again only after what it depends on has changed.
+#
+#   make demo           train on handwritten digits, save, export, convert, compare
+#   make test           lint, the C++ tests, the Python tests
+#   make bench          time and memory against Keras            (ARGS="..." is handed on)
+#   make lint           ruff and clang-format; `make format` applies them
+#   make op             compile the op for the TensorFlow in .venv
+#   make test-cpp       the C++ tests of the core
+#   make sanitize       the same under AddressSanitizer and UBSan
+#   make sanitize-threads   the same under ThreadSanitizer
+#   make bazel          build with Bazel and run the C++ tests with it
+#   make test-torch     install torch and run the tests that compare with it
+#   make test-packaging build and install sdist and wheel (uses the network)
+#   make dist           sdist and wheel
+#   make clean          remove what was built; `make distclean` removes .venv as well
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?= -n 2
+
+BIN := $(VENV)/bin
+OP := keras_norms/_native/libkeras_norms.so
+SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.h)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+.DELETE_ON_ERROR:
+.PHONY: demo test pytest bench lint format op test-cpp sanitize sanitize-threads bazel test-torch \
+        test-packaging dist clean distclean
+
+demo: $(OP)
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: lint test-cpp pytest
+
+pytest: $(OP)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(ARGS)
+
+bench: $(OP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# The environment -------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "Python 3.11, 3.12 or 3.13 is needed. Received: $$($(PYTHON) --version 2>&1)." \
+	       "Name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "Python's venv is missing. Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.requirements: requirements.txt | $(VENV)/.made
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.package: setup.py pyproject.toml $(VENV)/.requirements
+	KERAS_NORMS_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+op: $(OP)
+
+$(OP): $(SOURCES) keras_norms/build.py keras_norms/library.py $(VENV)/.package
+	$(BIN)/keras-norms build --output $@
+	@touch $@
+
+# Lint ------------------------------------------------------------------------------------------
+
+CPP_FILES = $(wildcard custom_ops/*/*.cc custom_ops/*/*.h tests/cpp/*.cc tests/cpp/*.h)
+
+lint: $(VENV)/.requirements
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: $(VENV)/.requirements
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+# The C++ tests: each tests/cpp/*.cc is a program, linked with the core alone --------------------
+
+MACHINE := $(shell uname -m)
+CORE := $(wildcard custom_ops/core/*.cc)
+ifneq ($(MACHINE),x86_64)
+CORE := $(filter-out %_avx2.cc %_avx512.cc,$(CORE))
+endif
+TESTS_CPP := $(wildcard tests/cpp/*.cc)
+# As in keras_norms/build.py.
+SIMD_kernels_avx2 := -march=x86-64-v3
+SIMD_kernels_avx512 := -march=x86-64-v4
+FLAGS_release := -O3 -DNDEBUG
+FLAGS_sanitize := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+FLAGS_threads := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+CORE_FLAGS := -std=c++17 -Wall -Wextra -fno-math-errno -fno-trapping-math -pthread -I.
+
+define variant
+$(1)_OBJECTS := $$(CORE:%.cc=build/cpp/$(1)/%.o)
+$(1)_PROGRAMS := $$(TESTS_CPP:%.cc=build/cpp/$(1)/%)
+-include $$(patsubst %.cc,build/cpp/$(1)/%.d,$$(CORE) $$(TESTS_CPP))
+
+build/cpp/$(1)/%.o: %.cc Makefile
+	@mkdir -p $$(@D)
+	@echo "$(CXX) [$(1)] $$<"
+	@$(CXX) $$(CORE_FLAGS) $$(FLAGS_$(1)) $$(SIMD_$$(*F)) $(CXXFLAGS) -MMD -MP -c $$< -o $$@
+
+build/cpp/$(1)/tests/%.o: CORE_FLAGS += -UNDEBUG
+
+build/cpp/$(1)/tests/cpp/%: build/cpp/$(1)/tests/cpp/%.o $$($(1)_OBJECTS)
+	@$(CXX) $$(FLAGS_$(1)) -pthread $$^ -o $$@
+
+.PHONY: run-$(1)
+.SECONDARY: $$($(1)_OBJECTS) $$(TESTS_CPP:%.cc=build/cpp/$(1)/%.o)
+run-$(1): $$($(1)_PROGRAMS)
+	@for program in $$($(1)_PROGRAMS); do echo "$$$$program"; $$$$program || exit 1; done
+	@echo "$(1): $$(words $$($(1)_PROGRAMS)) C++ test programs passed"
+endef
+$(foreach name,release sanitize threads,$(eval $(call variant,$(name))))
+
+test-cpp: run-release
+sanitize: run-sanitize
+sanitize-threads: run-threads
+
+# Beyond the everyday ---------------------------------------------------------------------------
+
+bazel:
+	bazel/run
+
+test-torch: $(OP)
+	$(BIN)/python -m pip install --quiet -r requirements-torch.txt
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -k torch $(ARGS)
+
+test-packaging: $(OP)
+	$(BIN)/python -m pytest -m packaging $(ARGS)
+
+dist: $(OP)
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf build dist keras_norms/_native bazel-* *.egg-info
+
+distclean: clean
+	rm -rf $(VENV)

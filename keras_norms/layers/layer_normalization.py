@@ -1,0 +1,94 @@
+"""LayerNormalization."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_norms.base import AffineNormalization
+from keras_norms.geometry import Geometry, geometry
+
+
+@keras.saving.register_keras_serializable("keras_norms")
+class LayerNormalization(AffineNormalization):
+    """Normalizes the channels of each position of each sample.
+
+        y = (x - mean) / sqrt(variance + epsilon) * gamma + beta
+
+    `mean` and `variance` (biased) are taken over `axis`; every other axis is kept apart. `gamma`
+    and `beta` have an element for each element along `axis`.
+
+    Args:
+        axis: int, or a list or tuple of ints: the axes to normalize over. `gamma` and `beta` are
+            shaped as those axes, sorted as they are given: `[1, -1]` makes them
+            `(shape[-1], shape[1])`.
+        epsilon: float >= 0, added to the variance, so in units of x squared.
+        center: bool, whether `beta` is added.
+        scale: bool, whether `gamma` multiplies.
+        beta_initializer, gamma_initializer: initializers of the weights.
+        beta_regularizer, gamma_regularizer: optional regularizers of the weights.
+        beta_constraint, gamma_constraint: optional constraints of the weights.
+        **kwargs: those of `keras.Layer` (`name`, `dtype`, ...). `rms_scaling`, which older
+            configurations hold, is accepted when False.
+
+    Call arguments:
+        inputs: any rank, `axis` of known sizes; float16, bfloat16, float32 or float64.
+
+    Returns: same shape, in the layer's compute dtype. Computed in float32 or wider. A mask is
+    passed on to the next layer and does not change the result.
+
+    Raises:
+        TypeError: `axis` is no int and no list or tuple of ints.
+        ValueError: `axis` is out of bounds, repeats or is of unknown size; `rms_scaling=True`.
+
+    Differences from Keras:
+        - With several axes of mixed sign (`[1, -1]`), element `[i, j]` of `gamma` belongs to the
+          elements the shape says, and is not reshaped to another order.
+        - The configuration holds `axis` as it was given, also after `build`.
+        - The mean is subtracted before scaling, so the result holds for data far from zero.
+        - `rms_scaling=True` is refused.
+
+    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450, equation 4.
+    """
+
+    any_rank = True
+
+    def __init__(
+        self,
+        axis: int | Sequence[int] = -1,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer="zeros",
+        gamma_initializer="ones",
+        beta_regularizer=None,
+        gamma_regularizer=None,
+        beta_constraint=None,
+        gamma_constraint=None,
+        **kwargs: Any,
+    ):
+        if kwargs.pop("rms_scaling", False):
+            raise ValueError(
+                "`rms_scaling` must be False: it divides by the standard deviation and not by the "
+                "root mean square. Use `keras_norms.RMSNormalization`. Received: rms_scaling=True."
+            )
+        if not isinstance(axis, int | list | tuple):
+            raise TypeError(
+                f"`axis` must be an int or a list or tuple of ints. Received: axis={axis!r}."
+            )
+        super().__init__(
+            axis,
+            epsilon,
+            center,
+            scale,
+            beta_initializer,
+            gamma_initializer,
+            beta_regularizer,
+            gamma_regularizer,
+            beta_constraint,
+            gamma_constraint,
+            **kwargs,
+        )
+
+    def geometry_of(self, shape) -> Geometry:
+        return geometry(shape, self.axis, apart="positions")

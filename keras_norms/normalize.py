@@ -1,0 +1,208 @@
+"""The dispatch point: each norm comes through here and runs fused or portable.
+
+    fused       the compiled op (TensorFlow)
+    portable    `keras.ops`: every backend, every device, every exporter
+
+Which one is chosen by `set_kernel`, the variable KERAS_NORMS_KERNEL or `with portable():`. "auto"
+takes the compiled op where it can serve and is silent where not; "fused" raises there. Masked
+statistics and those of BatchNormalization over several replicas are always portable.
+"""
+
+import contextlib
+import contextvars
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_norms import fused, sums
+from keras_norms.geometry import Geometry
+from keras_norms.moments import centre, compact, expand_mask
+
+KERNELS = ("auto", "fused", "portable")
+
+
+class Normalized(NamedTuple):
+    """y, and the statistics shaped sample axes + (groups,), through which no gradient flows."""
+
+    y: object
+    mean: object
+    variance: object
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """What would run, and why.
+
+    Attributes:
+        kernel: "auto", "fused" or "portable", as set here.
+        fused: whether the compiled op is loaded.
+        library: path of the compiled library, None if there is none.
+        tensorflow: version of TensorFlow that the library was built for.
+        devices: devices the compiled op runs on.
+        simd: the instructions chosen for this processor.
+        why_not: why the compiled op is not there, in a line; None if it is.
+    """
+
+    kernel: str
+    fused: bool
+    library: str | None
+    tensorflow: str | None
+    devices: tuple[str, ...]
+    simd: str | None
+    why_not: str | None
+
+
+def _checked(kernel: str) -> str:
+    if kernel not in KERNELS:
+        raise ValueError(f"The kernel must be one of {KERNELS}. Received: {kernel!r}.")
+    return kernel
+
+
+_kernel = _checked(os.environ.get("KERAS_NORMS_KERNEL", "auto"))
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("kernel", default=None)
+
+
+def set_kernel(kernel: str) -> None:
+    """Chooses "auto", "fused" or "portable" for the whole process.
+
+    Functions and models that are traced already keep what they were traced with.
+    """
+    global _kernel
+    _kernel = _checked(kernel)
+
+
+def get_kernel() -> str:
+    """The kernel that is set here: by `with portable():`, `set_kernel` or KERAS_NORMS_KERNEL."""
+    return _override.get() or _kernel
+
+
+@contextlib.contextmanager
+def portable():
+    """Within the block, in this thread, norms run (and are traced) on the portable path."""
+    token = _override.set("portable")
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def kernel_info() -> KernelInfo:
+    """Which kernel is set, which library is loaded, and why not if none is."""
+    return KernelInfo(kernel=get_kernel(), **fused.info())
+
+
+def normalize(
+    x,
+    geometry: Geometry,
+    *,
+    gamma=None,
+    beta=None,
+    epsilon: float,
+    subtract_mean: bool = True,
+    mask=None,
+) -> Normalized:
+    """`y = (x - mean) / sqrt(variance + epsilon) * gamma + beta` over a geometry.
+
+    Args:
+        x: float16, bfloat16, float32 or float64, any shape the geometry was made for.
+        gamma, beta: None or shaped as `parameter_shape` says.
+        epsilon: float >= 0, added to the variance, so in units of x squared.
+        subtract_mean: False takes the mean as 0: the variance is then the mean square.
+        mask: None, or the positions whose statistics count, as in `expand_mask`.
+
+    Returns: y of x's shape and dtype; mean and variance (biased) in float32, or in float64 if x is.
+    """
+    if mask is not None:
+        mask = _transpose(expand_mask(mask, x.shape, geometry), geometry.order)
+    gamma, beta = (_parameter(p, x, geometry, n) for p, n in ((gamma, "gamma"), (beta, "beta")))
+    x = _transpose(x, geometry.order)
+    if mask is None and _runs_fused(x):
+        y, mean, variance = fused.normalize(x, geometry, gamma, beta, epsilon, subtract_mean)
+    else:
+        y, mean, variance = _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask)
+    y = _transpose(y, geometry.order and _inverse(geometry.order))
+    return Normalized(y, ops.stop_gradient(mean), ops.stop_gradient(variance))
+
+
+def scale_shift(x, geometry: Geometry, *, center=None, scale, shift=None):
+    """`y = (x - center) * scale + shift`, the coefficients shaped sample axes + channel axes of x.
+
+    Returns: same shape and dtype as x; computed in float32, or in float64 if x is.
+    """
+    x = _transpose(x, geometry.order)
+    coefficients = [None if c is None else ops.cast(c, _wide(x)) for c in (center, scale, shift)]
+    if _runs_fused(x):
+        y = fused.scale_shift(x, geometry, *coefficients)
+    else:
+        center, scale, shift = (_expand(c, geometry, geometry.samples) for c in coefficients)
+        y = ops.cast(x, _wide(x))
+        y = sums.multiply(y if center is None else sums.subtract(y, center), scale)
+        y = ops.cast(y if shift is None else sums.add(y, shift), x.dtype)
+    return _transpose(y, geometry.order and _inverse(geometry.order))
+
+
+def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask):
+    gamma, beta = _expand(gamma, geometry), _expand(beta, geometry)
+    y, mean, residual, variance = centre(
+        ops.cast(x, _wide(x)), geometry, subtract_mean=subtract_mean, mask=mask
+    )
+    scale = ops.rsqrt(variance + epsilon)
+    if gamma is not None and geometry.space_axes:  # the product is small: one pass over x less
+        scale, gamma = sums.multiply(scale, gamma), None
+    y = sums.multiply(y, scale)
+    y = y if gamma is None else sums.multiply(y, gamma)
+    y = y if beta is None else sums.add(y, beta)
+    mean, variance = compact(mean + residual, geometry), compact(variance, geometry)
+    return ops.cast(y, x.dtype), mean, variance
+
+
+def _runs_fused(x) -> bool:
+    kernel = get_kernel()
+    if kernel == "portable":
+        return False
+    reason = fused.unusable_here(x) if fused.available() else fused.why_not
+    if reason and kernel == "fused":
+        raise RuntimeError(
+            f'The kernel is set to "fused", which cannot serve here: {reason} '
+            '`keras_norms.set_kernel("auto")` falls back to the portable path.'
+        )
+    return not reason
+
+
+def _parameter(parameter, x, geometry, name):
+    """Gamma or beta with its axes in the order of x's channel axes, of the statistics' dtype."""
+    if parameter is None:
+        return None
+    parameter = _transpose(ops.cast(parameter, _wide(x)), geometry.parameter_order)
+    order = geometry.order or tuple(range(len(x.shape)))
+    sizes = tuple(x.shape[order[a]] for a in geometry.channel_axes)
+    if tuple(parameter.shape) != sizes:
+        raise ValueError(
+            f"`{name}` must have the sizes of the channel axes. Received: {name}.shape="
+            f"{tuple(parameter.shape)}, channel sizes={sizes}, input shape={tuple(x.shape)}."
+        )
+    return parameter
+
+
+def _expand(p, geometry, samples=0):
+    """Channels (after `samples` sample axes) to axes that broadcast against x."""
+    if p is None:
+        return None
+    shape = ops.shape(p)
+    before = [1] * (geometry.samples + geometry.before - samples)
+    return sums.reshape(p, (*shape[:samples], *before, *shape[samples:], *[1] * geometry.after))
+
+
+def _wide(x) -> str:
+    return keras.backend.result_type(x.dtype, "float32")
+
+
+def _transpose(x, order):
+    return x if order is None else ops.transpose(x, order)
+
+
+def _inverse(order):
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
