@@ -1,0 +1,545 @@
+// Every function of the core against plain loops over the 5-D view, in long double where the
+// processor has one (elsewhere a library computes it, too slowly).
+#include <cfloat>
+#include <map>
+#include <type_traits>
+
+#include "tests/cpp/cases.h"
+
+namespace keras_norms {
+namespace {
+
+using Real = std::conditional_t<LDBL_MANT_DIG == 64, long double, double>;
+
+// What the formulas of custom_ops/core/normalize.h give, and the sizes that bounds are relative to.
+struct Reference {
+  std::vector<double> y, dx, moments_dx, affine_y, affine_dx;
+  std::vector<double> mean, variance;
+  std::vector<double> dgamma, dbeta, dscale, dshift;
+  // The square root of the sum of the squares of what is summed: the typical size of such a sum.
+  double dgamma_size = 0, dbeta_size = 0, dscale_size = 0, dshift_size = 0;
+  double affine_terms = 0;  // the largest |x - center| * |scale| + |shift|
+  double largest_rstd = 0, largest_g = 0;
+
+  template <class T>
+  Reference(const Inputs<T>& in, const Options& o);
+};
+
+// Calls fn(i, c) for the elements of mean (n, g): their index and their channel.
+template <class Fn>
+void ForUnit(const Geometry& k, int64_t n, int64_t g, const Fn& fn) {
+  for (int64_t s = 0; s < k.s; ++s) {
+    for (int64_t d = 0; d < k.d; ++d) {
+      for (int64_t t = 0; t < k.t; ++t) {
+        fn((((n * k.s + s) * k.g + g) * k.d + d) * k.t + t, g * k.d + d);
+      }
+    }
+  }
+}
+
+double Largest(const std::vector<double>& values) {
+  double largest = 0;
+  for (double value : values) largest = std::max(largest, std::fabs(value));
+  return largest;
+}
+
+std::vector<double> Rounded(const std::vector<Real>& from) { return {from.begin(), from.end()}; }
+
+template <class T>
+Reference::Reference(const Inputs<T>& in, const Options& o) {
+  const Geometry& k = in.k;
+  const int64_t channels = k.channels();
+  for (auto* p : {&y, &dx, &moments_dx, &affine_y, &affine_dx}) p->resize(k.size());
+  mean.resize(k.units());
+  variance.resize(k.units());
+  std::vector<double> x_value(k.size()), dy_value(k.size());
+  for (int64_t i = 0; i < k.size(); ++i) {
+    x_value[i] = Value(in.x[i]);
+    dy_value[i] = Value(in.dy[i]);
+  }
+  std::vector<Real> gamma_sum(channels), beta_sum(channels), scale_sum(k.n * channels),
+      shift_sum(k.n * channels);
+  std::vector<double> gamma_square(channels), beta_square(channels), scale_square(k.n * channels),
+      shift_square(k.n * channels);
+  for (int64_t n = 0; n < k.n; ++n) {
+    for (int64_t g = 0; g < k.g; ++g) {
+      const int64_t unit = n * k.g + g;
+      const Real count = k.count();
+      const auto x = [&](int64_t i) { return static_cast<Real>(x_value[i]); };
+      const auto dy = [&](int64_t i) { return static_cast<Real>(dy_value[i]); };
+      const auto weight = [&](int64_t c) { return o.gamma ? Real(in.gamma[c]) : Real(1); };
+
+      Real m = 0, v = 0, mean_g = 0, mean_g_xhat = 0;
+      if (o.subtract_mean) {
+        const Real first = k.count() > 0 ? x((n * k.s * k.g + g) * k.d * k.t) : 0;
+        ForUnit(k, n, g, [&](int64_t i, int64_t) { m += x(i) - first; });
+        m = k.count() > 0 ? first + m / count : 0;
+      }
+      ForUnit(k, n, g, [&](int64_t i, int64_t) { v += (x(i) - m) * (x(i) - m); });
+      v = count > 0 ? v / count : 0;
+      mean[unit] = m;
+      variance[unit] = v;
+      const Real rstd = 1 / std::sqrt(v + static_cast<Real>(o.epsilon));
+      largest_rstd = std::max(largest_rstd, static_cast<double>(rstd));
+
+      ForUnit(k, n, g, [&](int64_t i, int64_t c) {
+        const Real xhat = (x(i) - m) * rstd, w = weight(c) * dy(i);
+        y[i] = xhat * weight(c) + (o.beta ? in.beta[c] : 0);
+        mean_g += w / count;
+        mean_g_xhat += w * xhat / count;
+        gamma_sum[c] += dy(i) * xhat;
+        gamma_square[c] += dy(i) * xhat * dy(i) * xhat;
+        beta_sum[c] += dy(i);
+        beta_square[c] += dy(i) * dy(i);
+        largest_g = std::max(largest_g, static_cast<double>(std::fabs(w)));
+      });
+      if (!o.subtract_mean) mean_g = 0;
+      ForUnit(k, n, g, [&](int64_t i, int64_t c) {
+        const Real xhat = (x(i) - m) * rstd;
+        dx[i] = rstd * (weight(c) * dy(i) - mean_g - xhat * mean_g_xhat);
+        // The derivatives of the mean and of the variance by x.
+        moments_dx[i] = in.dmean[unit] / count + in.dvariance[unit] * 2 * (x(i) - m) / count;
+
+        const int64_t nc = n * channels + c;
+        const Real xc = x(i) - (o.center ? Real(in.center[nc]) : 0), scale = in.scale[nc],
+                   shift = o.shift ? in.shift[nc] : 0;
+        affine_y[i] = xc * scale + shift;
+        affine_terms =
+            std::max(affine_terms, static_cast<double>(std::fabs(xc * scale) + std::fabs(shift)));
+        affine_dx[i] = dy(i) * scale;
+        scale_sum[nc] += dy(i) * xc;
+        scale_square[nc] += dy(i) * xc * dy(i) * xc;
+        shift_sum[nc] += dy(i);
+        shift_square[nc] += dy(i) * dy(i);
+      });
+    }
+  }
+  dgamma = Rounded(gamma_sum);
+  dbeta = Rounded(beta_sum);
+  dscale = Rounded(scale_sum);
+  dshift = Rounded(shift_sum);
+  dgamma_size = std::sqrt(Largest(gamma_square));
+  dbeta_size = std::sqrt(Largest(beta_square));
+  dscale_size = std::sqrt(Largest(scale_square));
+  dshift_size = std::sqrt(Largest(shift_square));
+}
+
+// Expects |got - want| <= tolerance and half an ulp, which the last rounding costs.
+template <class T>
+void ExpectNear(const std::string& what, const Output<T>& got, const std::vector<double>& want,
+                double tolerance) {
+  const auto close = [&](int64_t i) {
+    const double bound = tolerance + Ulp<T>(std::fabs(want[i]) + tolerance) / 2;
+    return std::fabs(Value(got[i]) - want[i]) <= bound;
+  };
+  check::ExpectEach(
+      what, got.size(), close, [&](int64_t i) { return want[i]; },
+      [&](int64_t i) { return Value(got[i]); });
+}
+
+// Of float: the bounds that the core promises. Of double: some thousand roundings.
+template <class U>
+struct Bounds {
+  static constexpr bool kFloat = sizeof(U) == 4;
+  static constexpr double kUnit = kFloat ? 0x1p-24 : 0x1p-53;  // of one rounding
+  static constexpr double kForward = kFloat ? 4e-6 : 1e-13;    // times the largest |gamma|
+  static constexpr double kBackward = kFloat ? 2e-5 : 1e-12;   // of the largest element
+  static constexpr double kVariance = kFloat ? 4e-6 : 1e-13;   // relative
+  // A mean near m is only known to this, in units of the standard deviation 1: float keeps the
+  // residual of its mean, double does not, and rounds the means that it merges too.
+  static double Mean(double m) { return kFloat ? 1e-6 : 1e-14 + 16 * kUnit * std::fabs(m); }
+};
+
+template <class T>
+void ExpectMatches(const Inputs<T>& in, const Options& o, const Outputs<T>& got, double x_mean) {
+  using U = Parameter<T>;
+  using B = Bounds<U>;
+  const Reference want(in, o);
+  const Geometry& k = in.k;
+  double gamma = 1;
+  if (o.gamma) {
+    gamma = 0;
+    for (int64_t c = 0; c < k.channels(); ++c)
+      gamma = std::max(gamma, std::fabs(1.0 * in.gamma[c]));
+  }
+  const double deviation = o.subtract_mean ? 1 : std::fabs(x_mean) + 1;
+  const double lost = B::kFloat ? 0 : B::Mean(x_mean);
+  const double beta = o.beta ? 1 : 0;
+
+  ExpectNear(
+      "y", got.y, want.y,
+      B::kForward * std::max(gamma, B::kFloat ? 0 : beta) + lost * gamma * want.largest_rstd);
+  ExpectNear("mean", got.mean, want.mean, B::kUnit * std::fabs(x_mean) * 1.01 + B::Mean(x_mean));
+  for (int64_t i = 0; i < k.units(); ++i) {
+    const double v = want.variance[i];
+    if (!(std::fabs(got.variance[i] - v) <= B::kVariance * (v + 1e-3 * deviation) + lost)) {
+      check::ExpectEach(
+          "variance", 1, [](int64_t) { return false; }, [&](int64_t) { return v; },
+          [&](int64_t) { return got.variance[i]; });
+    }
+  }
+  std::vector<double> exact_mean(want.mean);
+  for (int64_t i = 0; i < k.units(); ++i) exact_mean[i] -= got.residual[i];
+  ExpectNear("mean + residual", got.moments_mean, exact_mean, B::Mean(x_mean));
+  check::Expect(got.mean.SameBits(got.moments_mean), "Moments and Normalize agree on mean");
+  check::Expect(got.variance.SameBits(got.moments_variance),
+                "Moments and Normalize agree on variance");
+
+  const double backward = B::kBackward + lost;
+  // Few elements cancel in dx: then the bound is relative to what cancels.
+  const double dx_size = k.count() >= 16
+                             ? Largest(want.dx)
+                             : std::max(Largest(want.dx), want.largest_rstd * want.largest_g / 4);
+  ExpectNear("dx", got.dx, want.dx, backward * dx_size);
+  if (o.dgamma) {
+    ExpectNear("dgamma", got.dgamma, want.dgamma,
+               backward * std::max(Largest(want.dgamma), want.dgamma_size));
+  }
+  if (o.dbeta) {
+    ExpectNear("dbeta", got.dbeta, want.dbeta,
+               B::kBackward * std::max(Largest(want.dbeta), want.dbeta_size));
+  }
+  ExpectNear("moments dx", got.moments_dx, want.moments_dx,
+             (16 * B::kUnit + 2 * B::Mean(0)) * Largest(want.moments_dx) +
+                 4 * lost / std::max<int64_t>(1, k.count()));
+
+  // Two roundings of the product's factors and itself, one of the sum.
+  ExpectNear("ScaleShift y", got.affine_y, want.affine_y, 4 * B::kUnit * want.affine_terms);
+  ExpectNear("ScaleShift dx", got.affine_dx, want.affine_dx,
+             2 * B::kUnit * Largest(want.affine_dx));
+  ExpectNear("dscale", got.dscale, want.dscale,
+             B::kBackward * std::max(Largest(want.dscale), want.dscale_size));
+  ExpectNear("dshift", got.dshift, want.dshift,
+             B::kBackward * std::max(Largest(want.dshift), want.dshift_size));
+}
+
+template <class T>
+void Run(const Geometry& k, const Options& o, double mean, uint64_t seed) {
+  check::Context() = std::string(Format<T>::kName) + " " + Name(k) + " " + Schedule(k) + ", mean " +
+                     std::to_string(mean) + Name(o);
+  const Inputs<T> in(k, mean, seed);
+  const Outputs<T> got(Pool(), in, o);
+  ExpectMatches(in, o, got, mean);
+}
+
+// The options of the i-th case, so that neighbouring cases differ in all of them.
+Options Vary(uint64_t i) {
+  const uint64_t bits = Random(i).Bits();
+  Options o;
+  o.gamma = bits & 3;
+  o.beta = bits >> 2 & 3;
+  o.dgamma = bits >> 4 & 3;
+  o.dbeta = bits >> 6 & 3;
+  o.center = bits >> 8 & 3;
+  o.shift = bits >> 10 & 3;
+  o.in_place = bits >> 12 & 1;
+  o.epsilon = bits >> 13 & 1 ? 1e-3 : 1e-5;
+  o.subtract_mean = bits >> 14 & 3;
+  return o;
+}
+
+// All geometries with all means, three in four with the mean subtracted.
+template <class T>
+void RunAll(const std::vector<Geometry>& geometries, const std::vector<double>& means) {
+  uint64_t seed = 0;
+  for (const Geometry& k : geometries) {
+    for (double mean : means) {
+      Run<T>(k, Vary(seed), mean, seed);
+      ++seed;
+    }
+  }
+}
+
+std::vector<Geometry> AllGeometries() {
+  std::vector<Geometry> all = SmallGeometries();
+  const std::vector<Geometry> cut = CutGeometries();
+  all.insert(all.end(), cut.begin(), cut.end());
+  return all;
+}
+
+TEST(EveryScheduleIsReached) {
+  std::map<std::string, int> cases;
+  for (const Geometry& k : SmallGeometries()) ++cases[Schedule(k)];
+  for (const Geometry& k : CutGeometries()) ++cases[Schedule(k)];
+  for (const char* schedule :
+       {"short rows", "rows, whole, whole", "rows, whole, cut", "rows, cut, cut",
+        "lanes, whole, whole", "lanes, cut, cut", "runs, whole, whole", "runs, cut, cut",
+        "spread, short rows", "spread, rows, whole, whole", "spread, rows, cut, cut",
+        "spread, lanes, whole, whole", "spread, lanes, cut, cut"}) {
+    check::Expect(cases[schedule] > 0, std::string("a case of ") + schedule);
+  }
+}
+
+TEST(Float32) { RunAll<float>(SmallGeometries(), {0, 0, 1e2, 1e2, 1e4, 1e4, 1e6, 1e6}); }
+TEST(Float32Cut) { RunAll<float>(CutGeometries(), {0, 1e6}); }
+TEST(Float64) { RunAll<double>(SmallGeometries(), {0, 1e6}); }
+TEST(Float64Cut) { RunAll<double>(CutGeometries(), {1e4}); }
+TEST(Bfloat16) { RunAll<bfloat16>(SmallGeometries(), {0, 1e2}); }
+TEST(Bfloat16Cut) { RunAll<bfloat16>(CutGeometries(), {3}); }
+TEST(Float16) { RunAll<float16>(SmallGeometries(), {0, 1e2}); }
+TEST(Float16Cut) { RunAll<float16>(CutGeometries(), {1e2}); }
+
+// Only the rounding differs from smaller cases, so not where each access is checked.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST(FourMillionElements) {
+  uint64_t seed = 100;
+  for (const Geometry& k : LargeGeometries()) Run<float>(k, Options(), 1e6, ++seed);
+  Run<float>(LargeGeometries()[0], Options(), 0, ++seed);
+}
+#endif
+
+TEST(WideRowsFlushed) { Run<float>({67, 1, 1, 32771, 1}, Options(), 1e2, 7); }
+
+TEST(EveryNullPointer) {
+  for (const Geometry& k : {Geometry{5, 1, 3, 11, 1},
+                            {5, 1, 3, 67, 1},
+                            {3, 1, 1, 32771, 1},
+                            {3, 17, 2, 11, 1},
+                            {2, 3001, 2, 11, 1},
+                            {2, 3, 2, 5, 7},
+                            {2, 3, 2, 5, 67},
+                            {1, 33, 2, 2, 1031}}) {
+    for (int bits = 0; bits < 64; ++bits) {
+      if (k.size() > 1000 && bits % 5 != 0) continue;
+      Options o;
+      o.gamma = bits & 1;
+      o.beta = bits & 2;
+      o.dgamma = bits & 4;
+      o.dbeta = bits & 8;
+      o.center = o.subtract_mean = bits & 16;
+      o.shift = o.in_place = bits & 32;
+      Run<float>(k, o, 10, bits);
+    }
+  }
+}
+
+// Of data with few values, like pictures' or masks', roundings do not cancel: the same square is
+// rounded the same way each time.
+TEST(FewValues) {
+  for (const Geometry& k : AllGeometries()) {
+    if (k.count() < 16 || k.size() > 400000) continue;
+    for (int values : {2, 256}) {
+      check::Context() =
+          "float32 of " + std::to_string(values) + " values " + Name(k) + " " + Schedule(k);
+      Inputs<float> in(k, 0, values);
+      Random random(5);
+      for (int64_t i = 0; i < k.size(); ++i)
+        in.x[i] = random.Bits() % values * (values > 100 ? 0x1p-6f : 1);
+      Options o;
+      o.center = false;
+      const Outputs<float> got(Pool(), in, o);
+      ExpectMatches(in, o, got, 2);
+    }
+  }
+}
+
+// Large float16 values: their sums and squares are far beyond its range.
+TEST(Float16Large) {
+  for (const Geometry& k : {Geometry{2, 1, 1, 1031, 1}, {2, 2003, 1, 65, 1}, {1, 5, 3, 1, 17011}}) {
+    check::Context() = "float16 of 65504 " + Name(k);
+    Inputs<float16> in(k, 0);
+    for (int64_t i = 0; i < k.size(); ++i) {
+      in.x[i] = Nearest<float16>(Value(in.x[i]) > 0 ? 65504 : -65504);
+    }
+    Options o;
+    o.center = false;
+    const Outputs<float16> got(Pool(), in, o);
+    const Reference want(in, o);
+    ExpectNear("y", got.y, want.y, 4e-6 * 5);  // |gamma| < 5
+    ExpectNear("variance", got.variance, want.variance, 2e-6 * 65504.0 * 65504.0);
+    ExpectNear("dgamma", got.dgamma, want.dgamma, 2e-5 * want.dgamma_size);
+  }
+}
+
+template <class T>
+void RunConstant(const Geometry& k, double value) {
+  check::Context() = std::string(Format<T>::kName) + " constant " + std::to_string(value) + " " +
+                     Name(k) + " " + Schedule(k);
+  Inputs<T> in(k, 0);
+  const T x = Nearest<T>(value);
+  for (int64_t i = 0; i < k.size(); ++i) in.x[i] = x;
+  for (bool beta : {true, false}) {
+    Options o;
+    o.beta = beta;
+    const Outputs<T> got(Pool(), in, o);
+    std::vector<double> want(k.size());
+    for (int64_t i = 0; i < k.size(); ++i) {
+      const int64_t c = i / k.t % k.channels();
+      want[i] = beta ? Value(Nearest<T>(in.beta[c])) : 0;
+    }
+    check::ExpectEach(
+        "y", k.size(), [&](int64_t i) { return Value(got.y[i]) == want[i]; },
+        [&](int64_t i) { return want[i]; }, [&](int64_t i) { return Value(got.y[i]); });
+    for (int64_t i = 0; i < k.units(); ++i) {
+      check::Expect(got.mean[i] == Value(x), "the mean is the constant");
+      check::Expect(got.residual[i] == 0, "nothing is left of the mean");
+      check::Expect(got.variance[i] == 0, "variance 0");
+    }
+    if (k.count() == 1) {
+      check::ExpectEach(
+          "dx", k.size(), [&](int64_t i) { return Value(got.dx[i]) == 0; },
+          [](int64_t) { return 0; }, [&](int64_t i) { return Value(got.dx[i]); });
+      for (int64_t c = 0; c < k.channels(); ++c) {
+        check::Expect(got.dgamma[c] == 0, "dgamma 0 of one element per mean");
+      }
+    }
+  }
+}
+
+TEST(ConstantInput) {
+  for (const Geometry& k : AllGeometries()) {
+    RunConstant<float>(k, k.d % 2 ? 1e6 + 0.1 : -0.1);
+    if (k.size() > 20000) continue;
+    RunConstant<double>(k, 1e6 + 0.1);
+    RunConstant<bfloat16>(k, 3.14159);
+    RunConstant<float16>(k, -1e3);
+  }
+}
+
+TEST(OneElementPerMean) {
+  for (const Geometry& k : {Geometry{1, 1, 1, 1, 1},
+                            {7, 1, 1, 1, 1},
+                            {1, 1, 5, 1, 1},
+                            {300, 1, 22, 1, 1},
+                            {2, 1, 65, 1, 1},
+                            {1, 1, 70001, 1, 1}}) {
+    for (double mean : {0.0, 1e2, 1e6}) {
+      check::Context() = "one element per mean " + Name(k);
+      const auto run = [&](auto type) {
+        using T = decltype(type);
+        const Inputs<T> in(k, sizeof(T) == 2 ? std::min(mean, 1e2) : mean);
+        const Outputs<T> got(Pool(), in, Options());
+        for (int64_t i = 0; i < k.size(); ++i) {
+          const int64_t c = i % k.channels();
+          check::Expect(Value(got.y[i]) == Value(Nearest<T>(in.beta[c])), "y is beta");
+          check::Expect(Value(got.dx[i]) == 0, "dx is 0");
+          check::Expect(got.mean[i] == Value(in.x[i]) && got.variance[i] == 0, "the mean is x");
+        }
+      };
+      run(float());
+      run(double());
+      run(bfloat16());
+      run(float16());
+    }
+  }
+}
+
+template <class T>
+void RunEmpty(const Geometry& k) {
+  check::Context() = std::string(Format<T>::kName) + " empty " + Name(k);
+  check::Expect(ScratchBytes(k) >= 0, "a size of scratch");
+  const Inputs<T> in(k, 0);
+  for (bool subtract_mean : {true, false}) {
+    Options o;
+    o.subtract_mean = subtract_mean;
+    const Outputs<T> got(Pool(), in, o);
+    for (int64_t i = 0; i < k.units(); ++i) {
+      check::Expect(got.mean[i] == 0 && got.variance[i] == 0, "mean 0 and variance 0");
+      check::Expect(
+          got.moments_mean[i] == 0 && got.residual[i] == 0 && got.moments_variance[i] == 0,
+          "moments 0");
+    }
+    for (int64_t c = 0; c < k.channels(); ++c) {
+      check::Expect(got.dgamma[c] == 0 && got.dbeta[c] == 0, "dgamma 0 and dbeta 0");
+    }
+    for (int64_t i = 0; i < k.n * k.channels(); ++i) {
+      check::Expect(got.dscale[i] == 0 && got.dshift[i] == 0, "dscale 0 and dshift 0");
+    }
+  }
+}
+
+TEST(Empty) {
+  for (const Geometry& k : {Geometry{0, 1, 1, 33, 1},
+                            {0, 7, 3, 2, 1},
+                            {0, 3, 2, 5, 7},
+                            {0, 1, 5, 1, 1},
+                            {3, 0, 1, 33, 1},
+                            {2, 0, 3, 1, 1},
+                            {3, 0, 2, 5, 7},
+                            {1, 0, 64, 1, 1},
+                            {3, 2, 2, 5, 0},
+                            {0, 0, 3, 2, 1},
+                            {2, 3, 0, 1, 1},
+                            {2, 3, 2, 0, 1},
+                            {2, 1, 1, 0, 1}}) {
+    RunEmpty<float>(k);
+    RunEmpty<double>(k);
+    RunEmpty<bfloat16>(k);
+    RunEmpty<float16>(k);
+  }
+}
+
+// A NaN or infinity in one element touches what shares its statistics, and nothing else.
+template <class T>
+void RunNotFinite(const Geometry& k, double bad, int64_t at) {
+  check::Context() = std::string(Format<T>::kName) + " " + std::to_string(bad) + " at " +
+                     std::to_string(at) + " of " + Name(k) + " " + Schedule(k);
+  Inputs<T> in(k, 5);
+  const Options o;
+  const Outputs<T> clean(Pool(), in, o);
+  const T before = in.x[at];
+  const int64_t channels = k.channels(), bad_n = at / k.t / channels / k.s,
+                bad_c = at / k.t % channels, bad_g = bad_c / k.d;
+  const auto shares = [&](int64_t i) {
+    return i / k.t / channels / k.s == bad_n && i / k.t % channels / k.d == bad_g;
+  };
+  const auto expect_as_clean = [&](const std::string& what, const auto& got, const auto& want,
+                                   const auto& touched) {
+    check::ExpectEach(
+        what, got.size(),
+        [&](int64_t i) {
+          return touched(i) ? std::isnan(Value(got[i])) : Value(got[i]) == Value(want[i]);
+        },
+        [&](int64_t i) { return touched(i) ? NAN : Value(want[i]); },
+        [&](int64_t i) { return Value(got[i]); });
+  };
+  const auto untouched = [](int64_t) { return false; };
+  const auto here = [&](int64_t i) { return i == at; };
+  const auto unit = [&](int64_t i) { return i == bad_n * k.g + bad_g; };
+  {
+    in.x[at] = Nearest<T>(bad);
+    const Outputs<T> got(Pool(), in, o);
+    expect_as_clean("y", got.y, clean.y, shares);
+    expect_as_clean("dx", got.dx, clean.dx, shares);
+    expect_as_clean("moments dx", got.moments_dx, clean.moments_dx, shares);
+    expect_as_clean("mean", got.mean, clean.mean, unit);
+    expect_as_clean("variance", got.variance, clean.variance, unit);
+    expect_as_clean("dgamma", got.dgamma, clean.dgamma,
+                    [&](int64_t c) { return c / k.d == bad_g; });
+    expect_as_clean("dbeta", got.dbeta, clean.dbeta, untouched);
+    if (std::isnan(bad)) expect_as_clean("ScaleShift y", got.affine_y, clean.affine_y, here);
+    expect_as_clean("ScaleShift dx", got.affine_dx, clean.affine_dx, untouched);
+    expect_as_clean("dshift", got.dshift, clean.dshift, untouched);
+    if (std::isnan(bad)) {
+      expect_as_clean("dscale", got.dscale, clean.dscale,
+                      [&](int64_t i) { return i == bad_n * channels + bad_c; });
+    }
+  }
+  in.x[at] = before;
+  in.dy[at] = Nearest<T>(NAN);
+  const Outputs<T> got(Pool(), in, o);
+  expect_as_clean("y (dy)", got.y, clean.y, untouched);
+  expect_as_clean("dx (dy)", got.dx, clean.dx, shares);
+  expect_as_clean("dgamma (dy)", got.dgamma, clean.dgamma, [&](int64_t c) { return c == bad_c; });
+  expect_as_clean("dbeta (dy)", got.dbeta, clean.dbeta, [&](int64_t c) { return c == bad_c; });
+}
+
+TEST(NotFinite) {
+  for (const Geometry& k : AllGeometries()) {
+    const int64_t size = k.size();
+    if (size > 400000) continue;
+    RunNotFinite<float>(k, NAN, k.d % 2 ? size - 1 : size / 2);
+    if (size > 20000) continue;
+    RunNotFinite<float>(k, NAN, 0);
+    RunNotFinite<float>(k, INFINITY, size / 3);
+    RunNotFinite<float>(k, -INFINITY, size - 1);
+    RunNotFinite<bfloat16>(k, NAN, size / 2);
+    RunNotFinite<float16>(k, INFINITY, size / 2);
+    RunNotFinite<double>(k, NAN, size - 1);
+  }
+}
+
+}  // namespace
+}  // namespace keras_norms
+
+int main(int argc, char** argv) { return check::Main(argc, argv); }

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import support
+
+import keras_norms as kn
+
+# name: shape, axis. Distinct primes, 1, or no multiple of 8.
+GEOMETRIES = {
+    "nhwc": ((3, 5, 7, 11), -1),
+    "nchw": ((3, 11, 5, 7), 1),
+    "nhcw": ((3, 5, 11, 7), 2),
+    "rank_2": ((5, 7), -1),
+    "rank_3": ((2, 13, 19), 2),
+    "rank_3_first": ((2, 19, 13), -2),
+    "rank_5": ((2, 3, 2, 5, 7), -1),
+    "rank_5_first": ((2, 7, 3, 2, 5), 1),
+    "one_channel": ((3, 17, 5, 1), -1),
+    "two_elements": ((5, 2, 1, 9), -1),
+    "batch_1": ((1, 17, 19, 3), -1),
+    "wide": ((2, 3, 67), -1),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_matches_reference(name, kernel, mode):
+    shape, axis = GEOMETRIES[name]
+    support.check(kn.InstanceNormalization(axis), shape, kernel, mode)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("scale", [False, True])
+def test_without_gamma_or_beta(center, scale, kernel):
+    layer = kn.InstanceNormalization(1, 1e-5, center, scale)
+    support.check(layer, (3, 11, 5, 7), kernel, "eager")
+    assert [w.name for w in layer.weights] == ["gamma"] * scale + ["beta"] * center
+
+
+@pytest.mark.parametrize(
+    "dtype, means", [("float64", support.MEANS), ("bfloat16", (0, 1e1)), ("float16", (0, 1e2))]
+)
+@pytest.mark.parametrize("shape, axis", [((3, 5, 7, 11), -1), ((3, 11, 5, 7), 1)])
+def test_other_types(dtype, means, shape, axis, kernel, mode):
+    layer = kn.InstanceNormalization(axis, dtype=support.policy(dtype))
+    support.check(layer, shape, kernel, mode, means=means, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "shape, axis, mean", [((1, 2003, 2011, 1), -1, 1e6), ((1, 1, 2003, 2011), 1, 1e4)]
+)
+def test_four_million_elements_a_channel(shape, axis, mean, kernel, mode):
+    support.check(kn.InstanceNormalization(axis), shape, kernel, mode, means=(mean,))
+
+
+def test_without_space_the_result_is_beta(kernel, mode, rng):
+    layer = support.built(kn.InstanceNormalization(), (5, 7))
+    x, dy = rng.normal(1e4, 1, size=(2, 5, 7)).astype("float32")
+    got = support.runner(layer, mode)(x, dy)
+    np.testing.assert_array_equal(got.y, np.broadcast_to(layer.beta.numpy(), (5, 7)))
+    np.testing.assert_array_equal(got.dx, np.zeros((5, 7)))
+    np.testing.assert_array_equal(got.dgamma, np.zeros(7))
+
+
+def test_contrast_and_brightness_do_not_matter(kernel, rng):
+    """The layer's purpose: y(a * x + b) = y(x), for each sample its own a and b (epsilon 0)."""
+    x = rng.normal(size=(3, 5, 7, 11)).astype("float32")
+    a = np.array([0.25, 8.0, 2.0], "float32")[:, None, None, None]  # exact factors
+    layer = support.built(kn.InstanceNormalization(epsilon=0.0), x.shape)
+    gamma = support.largest(layer.gamma.numpy())
+    # Adding b = 3 rounds x to 2**-22, that is 2.4e-7 * 1.5 of the deviation at most after a = 0.25.
+    atol = (2 * support.FORWARD[kernel] + 4 * support.EPS32) * gamma
+    support.close(layer(a * x + 3), layer(x).numpy(), atol=atol)
+
+
+def test_nan_stays_in_its_channel_of_its_sample(kernel, mode, rng):
+    shape = (3, 5, 7, 11)
+    layer = support.built(kn.InstanceNormalization(), shape)
+    run = support.runner(layer, mode)
+    x, dy = rng.normal(size=(2, *shape)).astype("float32")
+    good = run(x, dy)
+    x[1, 2, 3, 4] = np.nan
+    got = run(x, dy)
+    assert np.isnan(got.y[1, ..., 4]).all()
+    others = np.ones(shape, bool)
+    others[1, ..., 4] = False
+    for name in ("y", "dx"):
+        np.testing.assert_array_equal(getattr(got, name)[others], getattr(good, name)[others])
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 7, 11), (2, 0, 7, 11)])
+def test_empty_input(shape, kernel, mode):
+    layer = support.built(kn.InstanceNormalization(), shape)
+    x = np.zeros(shape, "float32")
+    got = support.runner(layer, mode)(x, x)
+    assert got.y.shape == got.dx.shape == shape
+    np.testing.assert_array_equal(got.dgamma, np.zeros(11))
+
+
+def test_weights_and_config():
+    layer = kn.InstanceNormalization(2, 1e-4, name="norm")
+    layer.build((None, None, 7, None))
+    assert [(w.name, tuple(w.shape)) for w in layer.weights] == [("gamma", (7,)), ("beta", (7,))]
+    config = layer.get_config()
+    assert (config["axis"], config["epsilon"], config["name"]) == (2, 1e-4, "norm")
+    assert "groups" not in config
+    assert layer.compute_output_shape((None, 5, 7, None)) == (None, 5, 7, None)
+
+
+@pytest.mark.parametrize(
+    "axis, shape, message",
+    [
+        (0, (2, 5, 6), "Axis 0 holds the samples.*axis=0"),
+        (3, (2, 5, 6), r"Axis 3 is out of bounds .*\(2, 5, 6\)"),
+        (-1, (2, 5, None), "must be known.*None"),
+        (-1, (6,), "at least two axes"),
+    ],
+)
+def test_errors_of_build(axis, shape, message):
+    with pytest.raises(ValueError, match=message):
+        kn.InstanceNormalization(axis).build(shape)
