@@ -10,8 +10,10 @@
 #   make sanitize       the same under AddressSanitizer and UBSan
 #   make sanitize-threads   the same under ThreadSanitizer
 #   make bazel          build with Bazel and run the C++ tests with it
+#   make test-aarch64   the C++ tests for aarch64, under emulation
 #   make test-torch     install torch and run the tests that compare with it
 #   make test-packaging build and install sdist and wheel (uses the network)
+#   make matrix         write the last tests' outcome into README.md's support matrix
 #   make dist           sdist and wheel
 #   make clean          remove what was built; `make distclean` removes .venv as well
 
@@ -25,16 +27,20 @@ SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
-.PHONY: demo test pytest bench lint format op test-cpp sanitize sanitize-threads bazel test-torch \
-        test-packaging dist clean distclean
+.PHONY: demo test pytest matrix bench lint format op test-cpp sanitize sanitize-threads bazel \
+        test-aarch64 test-torch test-packaging dist clean distclean
 
 demo: $(OP)
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: lint test-cpp pytest
 
+# Without the op its tests would be skipped, so here its absence is a failure.
 pytest: $(OP)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(ARGS)
+	KERAS_NORMS_REQUIRE_FUSED=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(ARGS)
+
+matrix: $(OP)
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 bench: $(OP)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -123,8 +129,11 @@ sanitize-threads: run-threads
 
 # Beyond the everyday ---------------------------------------------------------------------------
 
-bazel:
-	bazel/run
+bazel: $(VENV)/.requirements
+	KERAS_NORMS_PYTHON=$(abspath $(BIN))/python bazel/run
+
+test-aarch64:
+	tests/cpp/run_aarch64.sh
 
 test-torch: $(OP)
 	$(BIN)/python -m pip install --quiet -r requirements-torch.txt

@@ -39,6 +39,8 @@ with quiet():
 
     import keras_norms as kn
 
+    tf.config.list_physical_devices()  # looks for a GPU, and complains where there is none
+
 
 def load(name):
     """Images in [0, 1] with a channel axis, and labels: to train on, and one in five to test."""

@@ -1,4 +1,4 @@
-"""Normalization layers for Keras: one geometry, a compiled op behind it, a portable path beside it."""
+"""Normalization layers for Keras, computed by a compiled op or, portably, by `keras.ops`."""
 
 import importlib
 

@@ -15,7 +15,7 @@ import numpy as np
 from keras_norms import library
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-# A trace that one of these modules asked for is written to a file: it must hold built-in ops only.
+# These modules stand on the Python stack when a trace is made for a file.
 _EXPORTERS = ("keras.src.export", "tensorflow.python.saved_model", "tensorflow.lite.python")
 _TOO_LATE = (
     "XLA compiled a function before `import keras_norms`, so it does not know the op: "
@@ -57,8 +57,6 @@ def unusable_here(x) -> str | None:
         return "TensorFlow sees a GPU and the op has no kernel for it yet."
     if tf.executing_eagerly():
         return None
-    if exporter := _exporter():
-        return f"{exporter} is exporting, and an exported model holds built-in ops only."
     if not _in_xla and _traced_for_xla():
         return _TOO_LATE
     return None
@@ -124,20 +122,21 @@ def _wide(x):
     return tf.float64 if x.dtype == tf.float64 else tf.float32
 
 
+def exporting() -> bool:
+    """Whether this trace is written to a file, which must hold built-in ops only."""
+    if keras.backend.backend() != "tensorflow" or tf.executing_eagerly():
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        if (frame.f_globals.get("__name__") or "").startswith(_EXPORTERS):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @functools.cache
 def _gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def _exporter() -> str | None:
-    """The exporter on the Python stack, if this trace is for one."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_globals.get("__name__") or ""
-        if name.startswith(_EXPORTERS):
-            return name
-        frame = frame.f_back
-    return None
 
 
 def _traced_for_xla() -> bool:

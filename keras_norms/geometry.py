@@ -6,11 +6,12 @@
 Mean and variance are taken over `(s, d, t)`, one for each `(n, g)`; gamma and beta are given per
 channel `(g, d)`. A norm is a choice of which axes play which part:
 
-    geometry((8, 32, 32, 64), -1, apart="nothing", groups=-1)        # batch norm:    [1, 8192, 64, 1, 1]
-    geometry((8, 32, 32, 64), -1, apart="samples", groups=-1)        # instance norm: [8, 1024, 64, 1, 1]
-    geometry((8, 32, 32, 64), -1, apart="samples", groups=4)         # group norm:    [8, 1024, 4, 16, 1]
-    geometry((8, 64, 32, 32), 1, apart="samples", groups=4)          # the same:      [8, 1, 4, 16, 1024]
-    geometry((8, 128, 512), -1, apart="positions")                   # layer norm:    [1024, 1, 1, 512, 1]
+    norm       geometry(...)                                                [n, s, g, d, t]
+    batch      (8, 32, 32, 64), -1, apart="nothing", groups=-1             [1, 8192, 64, 1, 1]
+    instance   (8, 32, 32, 64), -1, apart="samples", groups=-1             [8, 1024, 64, 1, 1]
+    group      (8, 32, 32, 64), -1, apart="samples", groups=4              [8, 1024, 4, 16, 1]
+    the same   (8, 64, 32, 32), 1, apart="samples", groups=4               [8, 1, 4, 16, 1024]
+    layer      (8, 128, 512), -1, apart="positions"                        [1024, 1, 1, 512, 1]
 """
 
 import math
@@ -72,9 +73,7 @@ def parameter_shape(shape: Shape, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[a] for a in _axes(shape, axis))
 
 
-def geometry(
-    shape: Shape, axis: int | Sequence[int], *, apart: str, groups: int = 1
-) -> Geometry:
+def geometry(shape: Shape, axis: int | Sequence[int], *, apart: str, groups: int = 1) -> Geometry:
     """The geometry of a norm over an `x` of this shape.
 
     Args:

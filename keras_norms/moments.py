@@ -34,7 +34,7 @@ def centre(x, geometry: Geometry, *, subtract_mean: bool = True, mask=None) -> C
             positions; where there are none they are 0.
     """
     if subtract_mean:
-        rough = ops.stop_gradient(group_mean(x, geometry, mask))
+        rough = sums.settled(ops.stop_gradient(group_mean(x, geometry, mask)))
         x = x - rough
         residual = group_mean(x, geometry, mask)
         x = sums.subtract(x, residual)

@@ -5,7 +5,7 @@
 
 Which one is chosen by `set_kernel`, the variable KERAS_NORMS_KERNEL or `with portable():`. "auto"
 takes the compiled op where it can serve and is silent where not; "fused" raises there. Masked
-statistics and those of BatchNormalization over several replicas are always portable.
+statistics and graphs written to a file (`model.export` and the like) are always portable.
 """
 
 import contextlib
@@ -122,7 +122,8 @@ def normalize(
     if mask is None and _runs_fused(x):
         y, mean, variance = fused.normalize(x, geometry, gamma, beta, epsilon, subtract_mean)
     else:
-        y, mean, variance = _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask)
+        with _gradients():
+            y, mean, variance = _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask)
     y = _transpose(y, geometry.order and _inverse(geometry.order))
     return Normalized(y, ops.stop_gradient(mean), ops.stop_gradient(variance))
 
@@ -137,10 +138,8 @@ def scale_shift(x, geometry: Geometry, *, center=None, scale, shift=None):
     if _runs_fused(x):
         y = fused.scale_shift(x, geometry, *coefficients)
     else:
-        center, scale, shift = (_expand(c, geometry, geometry.samples) for c in coefficients)
-        y = ops.cast(x, _wide(x))
-        y = sums.multiply(y if center is None else sums.subtract(y, center), scale)
-        y = ops.cast(y if shift is None else sums.add(y, shift), x.dtype)
+        with _gradients():
+            y = _portable_scale_shift(x, geometry, *coefficients)
     return _transpose(y, geometry.order and _inverse(geometry.order))
 
 
@@ -159,9 +158,21 @@ def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask):
     return ops.cast(y, x.dtype), mean, variance
 
 
+def _portable_scale_shift(x, geometry, center, scale, shift):
+    center, scale, shift = (_expand(c, geometry, geometry.samples) for c in (center, scale, shift))
+    y = ops.cast(x, _wide(x))
+    y = sums.multiply(y if center is None else sums.subtract(y, center), scale)
+    return ops.cast(y if shift is None else sums.add(y, shift), x.dtype)
+
+
+def _gradients():
+    """Ours, which are exact for long sums; the backend's own in a graph written to a file."""
+    return sums.plain_gradients() if fused.exporting() else contextlib.nullcontext()
+
+
 def _runs_fused(x) -> bool:
     kernel = get_kernel()
-    if kernel == "portable":
+    if kernel == "portable" or fused.exporting():
         return False
     reason = fused.unusable_here(x) if fused.available() else fused.why_not
     if reason and kernel == "fused":

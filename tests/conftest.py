@@ -10,8 +10,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+import matrix
 import numpy as np
 import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "supports(feature): a contract that the support matrix shows")
+    config.pluginmanager.register(matrix.Plugin(), "support-matrix")
 
 
 @pytest.fixture

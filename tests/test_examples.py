@@ -28,9 +28,7 @@ def test_digits(data, images, epochs, tmp_path):
     assert float(rows["Keras"].split("%")[0]) >= 95
     assert all(f"{images} of {images}" in row for row in rows.values())
     assert re.search(r"^kernel  (fused, for \w+: |portable: )", result.stdout, re.MULTILINE)
-    assert "tensors above rank 4                0" in result.stdout or re.search(
-        r"tensors above rank 4 +0$", result.stdout, re.MULTILINE
-    )
+    assert re.search(r"^tensors above rank 4 +0$", result.stdout, re.MULTILINE)
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "digits.tflite").stat().st_size < 200_000
     # Nothing but the progress bar goes to the error stream.
@@ -39,6 +37,8 @@ def test_digits(data, images, epochs, tmp_path):
     ]
 
 
+# Keras 3.15 reads TensorFlow's variables by an interface that NumPy 2.4 calls old.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 def test_digits_that_cannot_be_learned_fail(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
     digits = importlib.util.module_from_spec(spec)

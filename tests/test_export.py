@@ -1,4 +1,4 @@
-"""SavedModels and plain exports: built-in operations only, and served where we are not installed."""
+"""SavedModels and plain exports: of built-in operations, and served where we are not installed."""
 
 import os
 
@@ -19,7 +19,7 @@ ALIEN = """
 
     class Absent:
         def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in ("keras_norms", "keras"):
+            if name.partition(".")[0] == "keras_norms":
                 raise ModuleNotFoundError(name)
 
     sys.meta_path.insert(0, Absent())
@@ -85,7 +85,7 @@ def test_a_saved_model(kernel, trained, images, tmp_path):
 
 
 def test_an_older_saved_model_is_replaced(trained, images, tmp_path):
-    model, want = trained
+    model, _ = trained
     (tmp_path / "saved").mkdir()
     for _ in range(2):
         kn.export(model, tmp_path / "saved")
@@ -165,7 +165,8 @@ def test_a_failure_leaves_the_older_saved_model(trained, images, tmp_path, monke
         kn.export(other, path)
     assert len(calls) == 3  # aside, the new one that failed, and back
     assert os.listdir(tmp_path) == ["saved"]
-    close(tf.saved_model.load(path).serve(images), want)
+    loaded = tf.saved_model.load(path)
+    close(loaded.serve(images), want)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_wrong_arguments(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# ---- Plain Keras and TensorFlow, after training on the fused op -----------------------------------
+# ---- Plain Keras and TensorFlow, after training on the fused op ---------------------------------
 
 
 def by_keras(model, path):

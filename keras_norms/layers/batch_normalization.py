@@ -152,7 +152,8 @@ class BatchNormalization(AffineNormalization):
                 _check_one_replica()
             y, *statistics = self.normalized(inputs, self.gamma, self.beta, mask)
             valid = has_elements(inputs, view, mask)
-            for moving, new in zip((self.moving_mean, self.moving_variance), statistics, strict=True):
+            moving_statistics = self.moving_mean, self.moving_variance
+            for moving, new in zip(moving_statistics, statistics, strict=True):
                 moving.assign(moving_average(moving, new, self.momentum, valid))
             return y
         if mask is not None:
@@ -167,9 +168,7 @@ class BatchNormalization(AffineNormalization):
             **super().get_config(),
             "momentum": self.momentum,
             "moving_mean_initializer": initializers.serialize(self.moving_mean_initializer),
-            "moving_variance_initializer": initializers.serialize(
-                self.moving_variance_initializer
-            ),
+            "moving_variance_initializer": initializers.serialize(self.moving_variance_initializer),
             "renorm": self.renorm,
             "renorm_clipping": self.renorm_clipping,
             "renorm_momentum": self.renorm_momentum,
