@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks import machine, report, results
-from benchmarks.cases import CASES, QUICK
+from benchmarks.cases import CASES, QUICK, Case
 from benchmarks.timing import Local, interleave
 
 
@@ -33,12 +33,13 @@ def run(options: argparse.Namespace) -> results.Result:
     print(report.opening(about))
     print(report.head(), flush=True)
     begin, rows = time.perf_counter(), []
-    for case in QUICK if options.quick else CASES:
-        if options.only not in f"{case.name} {case.family} {case.dtype}":
-            continue
-        for row in _rows(case, torch, options):
-            rows.append(row)
-            print(report.line(row), flush=True)
+    cases = [c for c in (QUICK if options.quick else CASES) if _asked(c, options.only)]
+    pairs = [(case, passes) for case in cases for passes in case.passes]
+    for done, (case, passes) in enumerate(pairs):
+        left = 60 * options.minutes - (time.perf_counter() - begin)
+        share = 0.5 * left / (len(pairs) - done)  # the other half goes into building the columns
+        rows.append(_row(case, passes, torch, options, min(options.seconds, share)))
+        print(report.line(rows[-1]), flush=True)
     if torch:
         torch.close()
     peaks = []
@@ -49,23 +50,26 @@ def run(options: argparse.Namespace) -> results.Result:
     return results.Result(about, rows, peaks)
 
 
-def _rows(case, torch, options):
-    """The rows of a case: its columns are built, timed in turn, and dropped."""
+def _asked(case: Case, only: str) -> bool:
+    return only in f"{case.name} {case.family} {case.dtype}"
+
+
+def _row(case: Case, passes: str, torch, options, seconds: float) -> results.Row:
+    """Builds the columns, times them in turn, and drops them."""
     from benchmarks import tf_columns
 
     x, dy = tf_columns.data(case)
-    for passes in case.passes:
-        columns, why_not = {}, {}
-        for name in tf_columns.COLUMNS:
-            try:
-                columns[name] = Local(tf_columns.column(name, case, passes, x, dy))
-            except Exception as error:  # a column that cannot run is reported, the others go on
-                why_not[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        columns[results.COPY] = Local(tf_columns.copy(x, options.threads))
-        for name, found in (torch.open(case, passes) if torch else {}).items():
-            (why_not if isinstance(found, str) else columns)[name] = found
-        timings = interleave(columns, rounds=options.rounds, seconds=options.seconds)
-        yield results.Row(case, passes, {**timings, **why_not})
+    columns, why_not = {}, {}
+    for name in tf_columns.COLUMNS:
+        try:
+            columns[name] = Local(tf_columns.column(name, case, passes, x, dy))
+        except Exception as error:  # a column that cannot run is reported, the others go on
+            why_not[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    columns[results.COPY] = Local(tf_columns.copy(x, options.threads))
+    for name, found in (torch.open(case, passes) if torch else {}).items():
+        (why_not if isinstance(found, str) else columns)[name] = found
+    timings = interleave(columns, rounds=options.rounds, seconds=seconds)
+    return results.Row(case, passes, {**timings, **why_not})
 
 
 def _set_up(threads: int) -> None:
@@ -74,6 +78,7 @@ def _set_up(threads: int) -> None:
     import keras
     import tensorflow as tf
 
+    tf.get_logger().setLevel("ERROR")  # each column is traced anew, which is meant
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     keras.config.disable_traceback_filtering()  # it puts the reason of an error into its middle
 
@@ -87,6 +92,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=2, help="for each column (default: 2)")
     add("--rounds", type=int, default=7, help="visits of each column in a row (default: 7)")
     add("--seconds", type=float, default=2.5, help="a row's rounds end then (default: 2.5)")
+    add("--minutes", type=float, default=8.5, help="all rows; then fewest rounds (default: 8.5)")
     add("--no-torch", action="store_true")
     add("--no-memory", action="store_true")
     options = parser.parse_args(arguments)

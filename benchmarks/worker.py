@@ -68,6 +68,7 @@ def _serve(connection, threads: int) -> None:
                 columns[name] = torch_columns.column(name, case, passes, x, dy)
                 columns[name]()
                 why_not[name] = None
-            except (NotImplementedError, RuntimeError) as error:  # no such layer, or not in dtype
+            except Exception as error:  # no such layer, dtype or batch: reported, the others go on
+                columns.pop(name, None)
                 why_not[name] = str(error).splitlines()[0]
         connection.send(why_not)

@@ -4,14 +4,17 @@ A layer names its geometry, nothing else: a subclass gives `geometry_of(shape)`.
 """
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import constraints, initializers, ops, regularizers
 
-from keras_norms.geometry import AxisError, Geometry, parameter_shape
+from keras_norms.geometry import AxisError, Geometry, Shape, parameter_shape
 from keras_norms.normalize import Normalized, normalize
+
+# An initializer, regularizer or constraint: its name, configuration, or itself.
+Identifier = str | dict[str, Any] | Callable[..., Any]
 
 
 class Normalization(keras.Layer):
@@ -37,13 +40,15 @@ class Normalization(keras.Layer):
         # The input keeps its dtype: float32 data cast to float16 first could overflow.
         self.autocast = False
 
-    def geometry_of(self, shape: Sequence[int | None]) -> Geometry:
+    def geometry_of(self, shape: Shape) -> Geometry:
         """The geometry of an input of this shape; ValueError where there is none."""
         raise NotImplementedError
 
-    def normalized(self, inputs, gamma=None, beta=None, mask=None) -> Normalized:
+    def normalized(
+        self, inputs: Any, gamma: Any = None, beta: Any = None, mask: Any = None
+    ) -> Normalized:
         """`normalize` over the layer's geometry, y in the layer's compute dtype."""
-        inputs = as_floats(inputs)
+        inputs = as_floats(inputs, self.compute_dtype)
         y, mean, variance = normalize(
             inputs,
             self.geometry_of(inputs.shape),
@@ -55,7 +60,7 @@ class Normalization(keras.Layer):
         )
         return Normalized(ops.cast(y, self.compute_dtype), mean, variance)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         try:
             parameter_shape(input_shape, self.axis)
         except AxisError as error:
@@ -85,12 +90,12 @@ class AffineNormalization(Normalization):
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
+        beta_initializer: Identifier = "zeros",
+        gamma_initializer: Identifier = "ones",
+        beta_regularizer: Identifier | None = None,
+        gamma_regularizer: Identifier | None = None,
+        beta_constraint: Identifier | None = None,
+        gamma_constraint: Identifier | None = None,
         **kwargs: Any,
     ):
         super().__init__(axis, epsilon, **kwargs)
@@ -105,7 +110,7 @@ class AffineNormalization(Normalization):
         self.gamma = None
         self.beta = None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.geometry_of(input_shape)  # for its errors, before there are weights
         shape = parameter_shape(input_shape, self.axis)
         if not self.any_rank:
@@ -130,7 +135,7 @@ class AffineNormalization(Normalization):
                 autocast=False,
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return self.normalized(inputs, self.gamma, self.beta).y
 
     def get_config(self) -> dict[str, Any]:
@@ -147,7 +152,9 @@ class AffineNormalization(Normalization):
         }
 
 
-def as_floats(x):
-    """x as a tensor of floats: integers and booleans become float32."""
+def as_floats(x: Any, dtype: str | None = None) -> Any:
+    """x as a tensor of floats (integers become float32), widened to `dtype`, never narrowed."""
     x = ops.convert_to_tensor(x)
-    return x if keras.backend.is_float_dtype(x.dtype) else ops.cast(x, "float32")
+    if not keras.backend.is_float_dtype(x.dtype):
+        x = ops.cast(x, "float32")
+    return x if dtype is None else ops.cast(x, keras.backend.result_type(x.dtype, dtype))

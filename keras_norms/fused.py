@@ -153,9 +153,7 @@ def _xla_has_compiled() -> bool:
 
 
 def _attributes(op, *names) -> dict:
-    return {
-        n: op.get_attr(n) for n in ("sample_axes", "before_axes", "channel_axes", *names)
-    }
+    return {n: op.get_attr(n) for n in ("sample_axes", "before_axes", "channel_axes", *names)}
 
 
 _NORMALIZE = (

@@ -38,6 +38,10 @@ def centre(x, geometry: Geometry, *, subtract_mean: bool = True, mask=None) -> C
         x = x - rough
         residual = group_mean(x, geometry, mask)
         x = sums.subtract(x, residual)
+    else:
+        # A tensor of this graph: TensorFlow loses one that a branch of tf.cond captured when a
+        # custom gradient holds it.
+        x = ops.copy(x)
     variance = group_mean(ops.square(x), geometry, mask)
     if not subtract_mean:
         rough = residual = ops.zeros_like(variance)

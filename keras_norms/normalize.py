@@ -34,25 +34,15 @@ class Normalized(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """What would run, and why.
+    """What would run, and why."""
 
-    Attributes:
-        kernel: "auto", "fused" or "portable", as set here.
-        fused: whether the compiled op is loaded.
-        library: path of the compiled library, None if there is none.
-        tensorflow: version of TensorFlow that the library was built for.
-        devices: devices the compiled op runs on.
-        simd: the instructions chosen for this processor.
-        why_not: why the compiled op is not there, in a line; None if it is.
-    """
-
-    kernel: str
-    fused: bool
-    library: str | None
-    tensorflow: str | None
-    devices: tuple[str, ...]
-    simd: str | None
-    why_not: str | None
+    kernel: str  # "auto", "fused" or "portable", as set here
+    fused: bool  # whether the compiled op is loaded
+    library: str | None  # path of the compiled library
+    tensorflow: str | None  # the version of TensorFlow that the library was built for
+    devices: tuple[str, ...]  # that the compiled op runs on
+    simd: str | None  # the instructions chosen for this processor
+    why_not: str | None  # why the compiled op is not loaded, in a line
 
 
 def _checked(kernel: str) -> str:
@@ -66,10 +56,7 @@ _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("kernel",
 
 
 def set_kernel(kernel: str) -> None:
-    """Chooses "auto", "fused" or "portable" for the whole process.
-
-    Functions and models that are traced already keep what they were traced with.
-    """
+    """Chooses "auto", "fused" or "portable" for the process; what is traced already keeps its own."""
     global _kernel
     _kernel = _checked(kernel)
 
@@ -95,14 +82,7 @@ def kernel_info() -> KernelInfo:
 
 
 def normalize(
-    x,
-    geometry: Geometry,
-    *,
-    gamma=None,
-    beta=None,
-    epsilon: float,
-    subtract_mean: bool = True,
-    mask=None,
+    x, geometry: Geometry, *, gamma=None, beta=None, epsilon: float, subtract_mean=True, mask=None
 ) -> Normalized:
     """`y = (x - mean) / sqrt(variance + epsilon) * gamma + beta` over a geometry.
 
@@ -124,7 +104,7 @@ def normalize(
     else:
         with _gradients():
             y, mean, variance = _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask)
-    y = _transpose(y, geometry.order and _inverse(geometry.order))
+    y = _transpose_back(y, geometry.order)
     return Normalized(y, ops.stop_gradient(mean), ops.stop_gradient(variance))
 
 
@@ -140,7 +120,7 @@ def scale_shift(x, geometry: Geometry, *, center=None, scale, shift=None):
     else:
         with _gradients():
             y = _portable_scale_shift(x, geometry, *coefficients)
-    return _transpose(y, geometry.order and _inverse(geometry.order))
+    return _transpose_back(y, geometry.order)
 
 
 def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask):
@@ -215,5 +195,7 @@ def _transpose(x, order):
     return x if order is None else ops.transpose(x, order)
 
 
-def _inverse(order):
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
+def _transpose_back(x, order):
+    return (
+        x if order is None else ops.transpose(x, sorted(range(len(order)), key=order.__getitem__))
+    )

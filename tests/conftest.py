@@ -16,7 +16,9 @@ import pytest
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "supports(feature): a contract that the support matrix shows")
+    config.addinivalue_line(
+        "markers", "supports(feature): a contract that the support matrix shows"
+    )
     config.pluginmanager.register(matrix.Plugin(), "support-matrix")
 
 

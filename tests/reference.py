@@ -118,7 +118,9 @@ def batch_norm_gradients(dy, x, gamma, *, axis=-1, epsilon=1e-3, where=None):
 def frozen_batch_norm(x, gamma, beta, mean, variance, *, axis=-1, epsilon=1e-3):
     rank = np.ndim(x)
     _, channels = _batch_axes(x, axis)
-    y = (float64(x) - spread(mean, channels, rank)) / np.sqrt(spread(variance, channels, rank) + epsilon)
+    y = (float64(x) - spread(mean, channels, rank)) / np.sqrt(
+        spread(variance, channels, rank) + epsilon
+    )
     if gamma is not None:
         y = y * spread(gamma, channels, rank)
     return y if beta is None else y + spread(beta, channels, rank)

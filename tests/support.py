@@ -72,7 +72,9 @@ def largest(gamma) -> float:
 
 def built(layer, shape, seed=7):
     """The layer, built, with gamma and beta of either sign and sizes from 0.5 to 2."""
-    layer.build((None, *shape[1:]) if 0 not in reference.positive(layer.axis, len(shape)) else shape)
+    layer.build(
+        (None, *shape[1:]) if 0 not in reference.positive(layer.axis, len(shape)) else shape
+    )
     draw = np.random.default_rng(seed)
     for weight in layer.trainable_weights:
         weight.assign(draw.choice([-1, 1], weight.shape) * draw.uniform(0.5, 2, weight.shape))

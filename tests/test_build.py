@@ -208,9 +208,9 @@ def test_a_library_that_does_not_load_is_told(tmp_path):
 def test_import_takes_little_more_than_keras():
     code = """
 import time, keras
-start = time.perf_counter()
+start = time.process_time()  # not of the clock, which a busy machine holds up
 import keras_norms
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
     took = min(float(python(code)) for _ in range(3))
     assert took < 0.3, f"`import keras_norms` takes {took:.2f} s beyond `import keras`"

@@ -50,7 +50,9 @@ def layer_classes(module):
     found = {
         name: cls
         for name, cls in vars(module).items()
-        if inspect.isclass(cls) and issubclass(cls, keras.Layer) and cls.__module__ == module.__name__
+        if inspect.isclass(cls)
+        and issubclass(cls, keras.Layer)
+        and cls.__module__ == module.__name__
     }
     return {name: cls for name, cls in found.items() if not name.startswith("_")}
 
@@ -126,7 +128,11 @@ def test_config_round_trip(row, built):
         assert config[name] == value
     again = row.cls.from_config(json.loads(json.dumps(config)))
     assert again.get_config() == config
-    assert (again.name, again.dtype_policy.name, again.trainable) == ("norm", "mixed_bfloat16", False)
+    assert (again.name, again.dtype_policy.name, again.trainable) == (
+        "norm",
+        "mixed_bfloat16",
+        False,
+    )
 
 
 @each
@@ -356,7 +362,9 @@ def test_mask_is_passed_on(row, kernel):
     layer = shuffled_after_build(row)
     assert layer.supports_masking
     x = keras.ops.convert_to_tensor(data(row))
-    mask = keras.ops.convert_to_tensor(np.arange(np.prod(row.shape[:2])).reshape(row.shape[:2]) % 3 > 0)
+    mask = keras.ops.convert_to_tensor(
+        np.arange(np.prod(row.shape[:2])).reshape(row.shape[:2]) % 3 > 0
+    )
     keras.src.backend.set_keras_mask(x, mask)
     y = layer(x)
     np.testing.assert_array_equal(keras.src.backend.get_keras_mask(y), mask)

@@ -69,15 +69,19 @@ class View:
 
     def forward(self, x, gamma, beta, subtract_mean=True):
         gamma, beta = self.parameter(gamma), self.parameter(beta)
-        want = reference.forward(
-            self.of(x), gamma, beta, (1, 3, 4), (2, 3), EPSILON, subtract_mean
-        )
+        want = reference.forward(self.of(x), gamma, beta, (1, 3, 4), (2, 3), EPSILON, subtract_mean)
         y, mean, variance = want
         return (y.reshape(self.shape), *(s.reshape(self.statistics) for s in (mean, variance)))
 
     def backward(self, dy, x, gamma, subtract_mean=True):
         want = reference.backward(
-            self.of(dy), self.of(x), self.parameter(gamma), (1, 3, 4), (2, 3), EPSILON, subtract_mean
+            self.of(dy),
+            self.of(x),
+            self.parameter(gamma),
+            (1, 3, 4),
+            (2, 3),
+            EPSILON,
+            subtract_mean,
         )
         return want._replace(
             dx=want.dx.reshape(self.shape),
@@ -237,7 +241,9 @@ def test_normalize_without_gamma_or_beta(name, has_gamma, has_beta):
     got = normalize(view, x, gamma, beta)
     check_normalize(view, x, gamma, beta, got)
     got = normalize_grad(view, dy, x, gamma, *got[1:], has_beta=has_beta)
-    assert [g.shape for g in got[1:]] == [view.channels if p else (0,) for p in (has_gamma, has_beta)]
+    assert [g.shape for g in got[1:]] == [
+        view.channels if p else (0,) for p in (has_gamma, has_beta)
+    ]
     check_normalize_grad(view, dy, x, gamma, got)
 
 
@@ -396,110 +402,189 @@ RANKS = "must be equal rank"
 DIMENSION = "Dimension {} in both shapes must be equal"
 WRONG = {
     "groups": (
-        normalize, (X, GAMMA, GAMMA), {"groups": 3},
+        normalize,
+        (X, GAMMA, GAMMA),
+        {"groups": 3},
         "`groups` must divide the number of channels. Received: groups=3, channels=4, "
-        "x.shape=(2, 3, 5, 4)", None,
+        "x.shape=(2, 3, 5, 4)",
+        None,
     ),
     "groups_more_than_channels": (
-        moments, (X,), {"groups": 8},
+        moments,
+        (X,),
+        {"groups": 8},
         "`groups` must divide the number of channels. Received: groups=8, channels=4, "
-        "x.shape=(2, 3, 5, 4)", None,
+        "x.shape=(2, 3, 5, 4)",
+        None,
     ),
     "groups_beyond_int64": (
-        normalize, (X,), {"groups": 2**62},
+        normalize,
+        (X,),
+        {"groups": 2**62},
         f"`groups` must divide the number of channels. Received: groups={2**62}, channels=4, "
-        "x.shape=(2, 3, 5, 4)", None,
+        "x.shape=(2, 3, 5, 4)",
+        None,
     ),
     "axes_overflow": (
-        normalize, (X,),
+        normalize,
+        (X,),
         {"sample_axes": 2**62, "before_axes": 2**62, "channel_axes": 2**62},
-        RANK.format(2**62, 2**62, 2**62, "2, 3, 5, 4"), None,
+        RANK.format(2**62, 2**62, 2**62, "2, 3, 5, 4"),
+        None,
     ),
     "axes": (
-        scale_shift, (X, None, COEFFICIENTS, None), {"before_axes": 3},
-        RANK.format(1, 3, 1, "2, 3, 5, 4"), None,
+        scale_shift,
+        (X, None, COEFFICIENTS, None),
+        {"before_axes": 3},
+        RANK.format(1, 3, 1, "2, 3, 5, 4"),
+        None,
     ),
     "rank_0": (moments, (tf.zeros(()),), {}, RANK.format(1, 2, 1, ""), None),
     "rank_0_gradient": (
-        scale_shift_grad, (tf.zeros(()), tf.zeros(()), COEFFICIENTS, COEFFICIENTS), {},
-        RANK.format(1, 2, 1, ""), None,
+        scale_shift_grad,
+        (tf.zeros(()), tf.zeros(()), COEFFICIENTS, COEFFICIENTS),
+        {},
+        RANK.format(1, 2, 1, ""),
+        None,
     ),
     "epsilon_negative": (normalize, (X,), {"epsilon": -1.0}, epsilon_rule(-1), None),
     "epsilon_nan": (normalize, (X,), {"epsilon": math.nan}, epsilon_rule("nan"), None),
     "epsilon_infinite": (normalize, (X,), {"epsilon": math.inf}, epsilon_rule("inf"), None),
     "epsilon_low_nan": (normalize, (X,), {"epsilon_low": math.nan}, epsilon_rule("nan"), None),
     "epsilon_of_gradient": (
-        normalize_grad, (X, X, GAMMA, STATISTICS, STATISTICS), {"epsilon": -math.inf},
-        epsilon_rule("-inf"), None,
+        normalize_grad,
+        (X, X, GAMMA, STATISTICS, STATISTICS),
+        {"epsilon": -math.inf},
+        epsilon_rule("-inf"),
+        None,
     ),
     "gamma": (
-        normalize, (X, tf.zeros(3)), {}, shape_rule("gamma", 4, 3), DIMENSION.format(0),
+        normalize,
+        (X, tf.zeros(3)),
+        {},
+        shape_rule("gamma", 4, 3),
+        DIMENSION.format(0),
     ),
     "gamma_rank": (
-        normalize, (X, tf.zeros((4, 1))), {}, shape_rule("gamma", 4, "4, 1"), RANKS,
+        normalize,
+        (X, tf.zeros((4, 1))),
+        {},
+        shape_rule("gamma", 4, "4, 1"),
+        RANKS,
     ),
     "gamma_scalar": (normalize, (X, tf.zeros(())), {}, shape_rule("gamma", 4, ""), RANKS),
     "gamma_missing": (
-        normalize, (X,), {"has_gamma": True}, shape_rule("gamma", 4, 0), DIMENSION.format(0),
+        normalize,
+        (X,),
+        {"has_gamma": True},
+        shape_rule("gamma", 4, 0),
+        DIMENSION.format(0),
     ),
     "gamma_unwanted": (
-        normalize, (X, GAMMA), {"has_gamma": False}, shape_rule("gamma", 0, 4), DIMENSION.format(0),
+        normalize,
+        (X, GAMMA),
+        {"has_gamma": False},
+        shape_rule("gamma", 0, 4),
+        DIMENSION.format(0),
     ),
     "beta": (normalize, (X, None, tf.zeros(5)), {}, shape_rule("beta", 4, 5), DIMENSION.format(0)),
     "dy": (
-        normalize_grad, (tf.zeros((2, 3, 4, 5)), X, GAMMA, STATISTICS, STATISTICS), {},
-        shape_rule("dy", "2, 3, 5, 4", "2, 3, 4, 5"), DIMENSION.format(2),
+        normalize_grad,
+        (tf.zeros((2, 3, 4, 5)), X, GAMMA, STATISTICS, STATISTICS),
+        {},
+        shape_rule("dy", "2, 3, 5, 4", "2, 3, 4, 5"),
+        DIMENSION.format(2),
     ),
     "gamma_of_gradient": (
-        normalize_grad, (X, X, tf.zeros(2), STATISTICS, STATISTICS), {},
-        shape_rule("gamma", 4, 2), DIMENSION.format(0),
+        normalize_grad,
+        (X, X, tf.zeros(2), STATISTICS, STATISTICS),
+        {},
+        shape_rule("gamma", 4, 2),
+        DIMENSION.format(0),
     ),
     "mean_of_gradient": (
-        normalize_grad, (X, X, GAMMA, tf.zeros((2, 4)), STATISTICS), {},
-        shape_rule("mean", "2, 2", "2, 4"), DIMENSION.format(1),
+        normalize_grad,
+        (X, X, GAMMA, tf.zeros((2, 4)), STATISTICS),
+        {},
+        shape_rule("mean", "2, 2", "2, 4"),
+        DIMENSION.format(1),
     ),
     "variance_of_gradient": (
-        normalize_grad, (X, X, GAMMA, STATISTICS, tf.zeros(2)), {},
-        shape_rule("variance", "2, 2", 2), RANKS,
+        normalize_grad,
+        (X, X, GAMMA, STATISTICS, tf.zeros(2)),
+        {},
+        shape_rule("variance", "2, 2", 2),
+        RANKS,
     ),
     "mean_of_moments": (
-        moments_grad, (X, tf.zeros((1, 2)), *[STATISTICS] * 3), {},
-        shape_rule("mean", "2, 2", "1, 2"), DIMENSION.format(0),
+        moments_grad,
+        (X, tf.zeros((1, 2)), *[STATISTICS] * 3),
+        {},
+        shape_rule("mean", "2, 2", "1, 2"),
+        DIMENSION.format(0),
     ),
     "residual": (
-        moments_grad, (X, STATISTICS, tf.zeros(0), *[STATISTICS] * 2), {},
-        shape_rule("residual", "2, 2", 0), RANKS,
+        moments_grad,
+        (X, STATISTICS, tf.zeros(0), *[STATISTICS] * 2),
+        {},
+        shape_rule("residual", "2, 2", 0),
+        RANKS,
     ),
     "dmean": (
-        moments_grad, (X, *[STATISTICS] * 2, tf.zeros((2, 1)), STATISTICS), {},
-        shape_rule("dmean", "2, 2", "2, 1"), DIMENSION.format(1),
+        moments_grad,
+        (X, *[STATISTICS] * 2, tf.zeros((2, 1)), STATISTICS),
+        {},
+        shape_rule("dmean", "2, 2", "2, 1"),
+        DIMENSION.format(1),
     ),
     "dvariance": (
-        moments_grad, (X, *[STATISTICS] * 3, tf.zeros((2, 2, 1))), {},
-        shape_rule("dvariance", "2, 2", "2, 2, 1"), RANKS,
+        moments_grad,
+        (X, *[STATISTICS] * 3, tf.zeros((2, 2, 1))),
+        {},
+        shape_rule("dvariance", "2, 2", "2, 2, 1"),
+        RANKS,
     ),
     "center": (
-        scale_shift, (X, tf.zeros((2, 5)), COEFFICIENTS, COEFFICIENTS), {},
-        shape_rule("center", "2, 4", "2, 5"), DIMENSION.format(1),
+        scale_shift,
+        (X, tf.zeros((2, 5)), COEFFICIENTS, COEFFICIENTS),
+        {},
+        shape_rule("center", "2, 4", "2, 5"),
+        DIMENSION.format(1),
     ),
     "scale": (
-        scale_shift, (X, None, GAMMA, None), {}, shape_rule("scale", "2, 4", 4), RANKS,
+        scale_shift,
+        (X, None, GAMMA, None),
+        {},
+        shape_rule("scale", "2, 4", 4),
+        RANKS,
     ),
     "shift": (
-        scale_shift, (X, COEFFICIENTS, COEFFICIENTS, tf.zeros((3, 4))), {},
-        shape_rule("shift", "2, 4", "3, 4"), DIMENSION.format(0),
+        scale_shift,
+        (X, COEFFICIENTS, COEFFICIENTS, tf.zeros((3, 4))),
+        {},
+        shape_rule("shift", "2, 4", "3, 4"),
+        DIMENSION.format(0),
     ),
     "dy_of_scale_shift": (
-        scale_shift_grad, (tf.zeros((2, 3, 5, 5)), X, COEFFICIENTS, COEFFICIENTS), {},
-        shape_rule("dy", "2, 3, 5, 4", "2, 3, 5, 5"), DIMENSION.format(3),
+        scale_shift_grad,
+        (tf.zeros((2, 3, 5, 5)), X, COEFFICIENTS, COEFFICIENTS),
+        {},
+        shape_rule("dy", "2, 3, 5, 4", "2, 3, 5, 5"),
+        DIMENSION.format(3),
     ),
     "center_of_gradient": (
-        scale_shift_grad, (X, X, tf.zeros(4), COEFFICIENTS), {},
-        shape_rule("center", "2, 4", 4), RANKS,
+        scale_shift_grad,
+        (X, X, tf.zeros(4), COEFFICIENTS),
+        {},
+        shape_rule("center", "2, 4", 4),
+        RANKS,
     ),
     "scale_of_gradient": (
-        scale_shift_grad, (X, X, COEFFICIENTS, tf.zeros((0, 4))), {},
-        shape_rule("scale", "2, 4", "0, 4"), DIMENSION.format(0),
+        scale_shift_grad,
+        (X, X, COEFFICIENTS, tf.zeros((0, 4))),
+        {},
+        shape_rule("scale", "2, 4", "0, 4"),
+        DIMENSION.format(0),
     ),
 }
 
@@ -530,17 +615,25 @@ def test_wrong_call(name, how):
         with pytest.raises(ValueError, match=re.escape(message)):
             call(op, tensors, attributes, how)
     else:
-        expected = (tf.errors.InvalidArgumentError, ValueError) if how == "xla" else (
-            tf.errors.InvalidArgumentError
+        expected = (
+            (tf.errors.InvalidArgumentError, ValueError)
+            if how == "xla"
+            else (tf.errors.InvalidArgumentError)
         )
         with pytest.raises(expected, match=re.escape(message)):
             call(op, tensors, attributes, how)
 
 
-@pytest.mark.parametrize("attribute, value, least", [
-    ("groups", 0, 1), ("groups", -1, 1), ("sample_axes", -1, 0), ("before_axes", -(2**63), 0),
-    ("channel_axes", 0, 1),
-])
+@pytest.mark.parametrize(
+    "attribute, value, least",
+    [
+        ("groups", 0, 1),
+        ("groups", -1, 1),
+        ("sample_axes", -1, 0),
+        ("before_axes", -(2**63), 0),
+        ("channel_axes", 0, 1),
+    ],
+)
 def test_attribute_below_its_least_value(attribute, value, least):
     with pytest.raises(
         tf.errors.InvalidArgumentError,
@@ -640,7 +733,9 @@ def check_gradient(function, inputs):
     got, want = tf.test.compute_gradient(function, inputs, delta=1e-5)
     for i, (g, w) in enumerate(zip(got, want, strict=True)):
         assert np.abs(w).max() > 1e-3  # there is something to compare
-        np.testing.assert_allclose(g, w, rtol=0, atol=3e-8 * max(1, np.abs(w).max()), err_msg=f"{i}")
+        np.testing.assert_allclose(
+            g, w, rtol=0, atol=3e-8 * max(1, np.abs(w).max()), err_msg=f"{i}"
+        )
 
 
 def small(view, seed=5):
@@ -743,7 +838,10 @@ def test_statistics_of_normalize_are_not_differentiated():
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         _, mean, variance = kn.normalize.normalize(
-            x, kn.geometry.geometry(x.shape, 2, apart="samples", groups=2), gamma=gamma, epsilon=1e-3
+            x,
+            kn.geometry.geometry(x.shape, 2, apart="samples", groups=2),
+            gamma=gamma,
+            epsilon=1e-3,
         )
     assert tape.gradient(mean, x) is None
     assert tape.gradient(variance, x) is None
@@ -782,9 +880,14 @@ def penalties(layer, x, weight, kernel, mode):
     return support.compiled(both, mode)(x)
 
 
-@pytest.mark.parametrize("name, mode", [
-    *((name, "eager") for name in LAYERS), ("GroupNormalization", "xla"), ("RMSNormalization", "xla"),
-])
+@pytest.mark.parametrize(
+    "name, mode",
+    [
+        *((name, "eager") for name in LAYERS),
+        ("GroupNormalization", "xla"),
+        ("RMSNormalization", "xla"),
+    ],
+)
 def test_penalty_on_gradients_is_the_portable_one(name, mode, rng):
     make, shape = LAYERS[name]
     layer = support.built(make(epsilon=1e-2, dtype="float64"), shape)
@@ -824,13 +927,16 @@ def saved(function, shapes):
         }
 
 
-@pytest.mark.parametrize("name, function, channels, statistics", [
-    ("group", lambda x, g, b: kn.ops.group_norm(x, 2, g, b), (22,), (3, 2)),
-    ("instance", lambda x, g, b: kn.ops.instance_norm(x, g, b), (22,), (3, 22)),
-    ("layer", lambda x, g, b: kn.ops.layer_norm(x, g, b), (22,), (3, 5, 7)),
-    ("batch", lambda x, g, b: kn.ops.batch_norm(x, g, b).y, (22,), (22,)),
-    ("rms", lambda x, g: kn.ops.rms_norm(x, g), (22,), (3, 5, 7)),
-])
+@pytest.mark.parametrize(
+    "name, function, channels, statistics",
+    [
+        ("group", lambda x, g, b: kn.ops.group_norm(x, 2, g, b), (22,), (3, 2)),
+        ("instance", lambda x, g, b: kn.ops.instance_norm(x, g, b), (22,), (3, 22)),
+        ("layer", lambda x, g, b: kn.ops.layer_norm(x, g, b), (22,), (3, 5, 7)),
+        ("batch", lambda x, g, b: kn.ops.batch_norm(x, g, b).y, (22,), (22,)),
+        ("rms", lambda x, g: kn.ops.rms_norm(x, g), (22,), (3, 5, 7)),
+    ],
+)
 def test_only_x_gamma_and_statistics_are_kept(name, function, channels, statistics):
     shape = (3, 5, 7, 22)
     count = 2 if name == "rms" else 3
@@ -936,20 +1042,25 @@ def test_fused_raises_and_auto_is_silent_where_it_cannot_run(situation, monkeypa
         kn.BatchNormalization()(x)
 
 
-def test_fused_raises_in_an_export(tmp_path):
-    model = keras.Sequential([keras.Input((6,)), kn.LayerNormalization()])
-    with pytest.raises(RuntimeError, match=refused("X").replace("X", ".* is exporting, and an "
-                       "exported model holds built-in ops only.")):
-        model.export(tmp_path / "a", verbose=False)
-
-
-@pytest.mark.parametrize("x, reason", [
-    (tf.zeros(3, tf.int32), "the op is for float16, bfloat16, float32, float64; the input is int32."),
-    (np.zeros(3, "float32"), "the input is no dense tensor of TensorFlow but ndarray."),
-    (tf.sparse.from_dense([1.0, 0.0]), "the input is no dense tensor of TensorFlow but SparseTensor."),
-    (tf.ragged.constant([[1.0], []]), "the input is no dense tensor of TensorFlow but RaggedTensor."),
-    (keras.KerasTensor((2, 3)), "the input is no dense tensor of TensorFlow but KerasTensor."),
-])
+@pytest.mark.parametrize(
+    "x, reason",
+    [
+        (
+            tf.zeros(3, tf.int32),
+            "the op is for float16, bfloat16, float32, float64; the input is int32.",
+        ),
+        (np.zeros(3, "float32"), "the input is no dense tensor of TensorFlow but ndarray."),
+        (
+            tf.sparse.from_dense([1.0, 0.0]),
+            "the input is no dense tensor of TensorFlow but SparseTensor.",
+        ),
+        (
+            tf.ragged.constant([[1.0], []]),
+            "the input is no dense tensor of TensorFlow but RaggedTensor.",
+        ),
+        (keras.KerasTensor((2, 3)), "the input is no dense tensor of TensorFlow but KerasTensor."),
+    ],
+)
 def test_reason_for_what_is_no_tensor_of_floats(x, reason):
     assert room.unusable_here(x) == reason
 

@@ -42,9 +42,14 @@ def test_without_gamma_or_beta(center, scale, shape, axis, kernel):
     assert [w.name for w in layer.weights] == ["gamma"] * scale + ["beta"] * center
 
 
-@pytest.mark.parametrize("dtype, means", [
-    ("float64", support.MEANS), ("bfloat16", (0, 1e1)), ("float16", (0, 1e2)),
-])
+@pytest.mark.parametrize(
+    "dtype, means",
+    [
+        ("float64", support.MEANS),
+        ("bfloat16", (0, 1e1)),
+        ("float16", (0, 1e2)),
+    ],
+)
 @pytest.mark.parametrize("shape, axis", [((3, 5, 7, 22), -1), ((3, 22, 5, 7), 1)])
 def test_other_types(dtype, means, shape, axis, kernel, mode):
     layer = kn.GroupNormalization(2, axis=axis, dtype=support.policy(dtype))
@@ -52,10 +57,13 @@ def test_other_types(dtype, means, shape, axis, kernel, mode):
 
 
 # Groups of 600 x 400 x 8 elements, Keras' worst case (keras-team/keras#19348), and of 4 millions.
-@pytest.mark.parametrize("shape, groups, axis, mean", [
-    ((1, 600, 400, 24), 3, -1, 1e2),
-    ((1, 2, 1009, 2003), 1, 1, 1e6),
-])
+@pytest.mark.parametrize(
+    "shape, groups, axis, mean",
+    [
+        ((1, 600, 400, 24), 3, -1, 1e2),
+        ((1, 2, 1009, 2003), 1, 1, 1e6),
+    ],
+)
 def test_large_image(shape, groups, axis, mean, kernel, mode):
     support.check(kn.GroupNormalization(groups, axis=axis), shape, kernel, mode, means=(mean,))
 
@@ -144,14 +152,17 @@ def test_weights_and_config():
     assert layer.compute_output_shape((None, 5, None, 6)) == (None, 5, None, 6)
 
 
-@pytest.mark.parametrize("arguments, shape, message", [
-    ({"groups": 4}, (2, 5, 6), "`groups` must .* Received: groups=4, channels=6"),
-    ({"groups": 7}, (2, 5, 6), "`groups` must .* Received: groups=7, channels=6"),
-    ({"groups": 2, "axis": 0}, (2, 5, 6), "Axis 0 holds the samples.*axis=0"),
-    ({"groups": 2, "axis": 3}, (2, 5, 6), r"Axis 3 is out of bounds .*\(2, 5, 6\)"),
-    ({"groups": 2}, (2, 5, None), "must be known.*None"),
-    ({"groups": 1}, (6,), "at least two axes"),
-])
+@pytest.mark.parametrize(
+    "arguments, shape, message",
+    [
+        ({"groups": 4}, (2, 5, 6), "`groups` must .* Received: groups=4, channels=6"),
+        ({"groups": 7}, (2, 5, 6), "`groups` must .* Received: groups=7, channels=6"),
+        ({"groups": 2, "axis": 0}, (2, 5, 6), "Axis 0 holds the samples.*axis=0"),
+        ({"groups": 2, "axis": 3}, (2, 5, 6), r"Axis 3 is out of bounds .*\(2, 5, 6\)"),
+        ({"groups": 2}, (2, 5, None), "must be known.*None"),
+        ({"groups": 1}, (6,), "at least two axes"),
+    ],
+)
 def test_errors_of_build(arguments, shape, message):
     with pytest.raises(ValueError, match=message):
         kn.GroupNormalization(**arguments).build(shape)

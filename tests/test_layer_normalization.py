@@ -124,7 +124,13 @@ def test_constant_row_gives_beta(kernel, mode):
 
 @pytest.mark.parametrize(
     "axis, parameter_shape",
-    [(-1, (11,)), ((1, 2, 3), (5, 7, 11)), ([3, 1], (5, 11)), ([1, -1], (11, 5)), ([-1, -3], (5, 11))],
+    [
+        (-1, (11,)),
+        ((1, 2, 3), (5, 7, 11)),
+        ([3, 1], (5, 11)),
+        ([1, -1], (11, 5)),
+        ([-1, -3], (5, 11)),
+    ],
 )
 def test_weights_and_config(axis, parameter_shape):
     layer = kn.LayerNormalization(axis)

@@ -64,7 +64,9 @@ def test_mean_of_unknown_sizes(sizes, axes):
     support.close(mean(x), want, atol=16 * support.EPS32 * 1e2)  # as above
 
 
-@pytest.mark.parametrize("shape, other", [((3, 5, 7), (3, 1, 7)), ((4099, 3), (1, 3)), ((3,), (3,))])
+@pytest.mark.parametrize(
+    "shape, other", [((3, 5, 7), (3, 1, 7)), ((4099, 3), (1, 3)), ((3,), (3,))]
+)
 @pytest.mark.parametrize("name", ["add", "subtract", "multiply"])
 def test_broadcasting_and_its_gradients(name, shape, other, mode, rng):
     x, dz = rng.normal(size=(2, *shape)).astype("float32")
@@ -197,10 +199,14 @@ def test_merged_moments_are_direct_moments(axis, mean, rng):
 def test_moving_average(rng):
     old, new = rng.normal(size=(2, 7)).astype("float32")
     for momentum in (0.0, 0.9, 0.99, 1.0):
-        got = moments.moving_average(ops.convert_to_tensor(old), ops.convert_to_tensor(new), momentum)
+        got = moments.moving_average(
+            ops.convert_to_tensor(old), ops.convert_to_tensor(new), momentum
+        )
         want = reference.moving_average(old, new, momentum)
         support.close(got, want, atol=2 * support.EPS32 * np.abs([old, new]).max())
-        kept = moments.moving_average(ops.convert_to_tensor(old), np.nan * new, momentum, valid=False)
+        kept = moments.moving_average(
+            ops.convert_to_tensor(old), np.nan * new, momentum, valid=False
+        )
         np.testing.assert_array_equal(kept, old)
 
 

@@ -182,8 +182,12 @@ def test_types_of_the_results(dtype, kernel):
 
 @pytest.mark.parametrize(
     "shape, axis, apart, groups",
-    [((3, 5, 7, 6), -1, "samples", 2), ((3, 6, 5, 7), 1, "samples", -1), ((3, 5, 7), -1, "nothing", -1),
-     ((3, 5, 7), (0, 2), "positions", 1)],
+    [
+        ((3, 5, 7, 6), -1, "samples", 2),
+        ((3, 6, 5, 7), 1, "samples", -1),
+        ((3, 5, 7), -1, "nothing", -1),
+        ((3, 5, 7), (0, 2), "positions", 1),
+    ],
 )
 def test_scale_shift(shape, axis, apart, groups, kernel, mode, rng):
     """Coefficients per sample axes and channel axes, forward and gradients."""
@@ -205,9 +209,13 @@ def test_scale_shift(shape, axis, apart, groups, kernel, mode, rng):
     got = support.compiled(step, mode)(*map(tf.constant, (x, center, scale, shift)))
     order = view.order or tuple(range(len(shape)))
     wide_x, wide_dy = (v.astype("float64").transpose(order) for v in (x, dy))
-    wide = [v.astype("float64").reshape(
-        moved[: view.samples] + tuple(moved[a] if a in channels else 1 for a in range(view.samples, len(moved)))
-    ) for v in (center, scale, shift)]
+    wide = [
+        v.astype("float64").reshape(
+            moved[: view.samples]
+            + tuple(moved[a] if a in channels else 1 for a in range(view.samples, len(moved)))
+        )
+        for v in (center, scale, shift)
+    ]
     other = view.space_axes
     back = np.argsort(order)
     h = wide_x - wide[0]
@@ -218,9 +226,13 @@ def test_scale_shift(shape, axis, apart, groups, kernel, mode, rng):
         (wide_dy * h).sum(other),
         wide_dy.sum(other),
     )
-    for name, result, value in zip(("y", "dx", "dcenter", "dscale", "dshift"), got, want, strict=True):
+    for name, result, value in zip(
+        ("y", "dx", "dcenter", "dscale", "dshift"), got, want, strict=True
+    ):
         # Sums of up to 105 products of normal numbers.
-        support.close(result, value, atol=support.EPS32 * 8 * max(np.abs(value).max(), 4), what=name)
+        support.close(
+            result, value, atol=support.EPS32 * 8 * max(np.abs(value).max(), 4), what=name
+        )
 
 
 def test_parameters_of_the_wrong_shape(kernel):

@@ -51,7 +51,9 @@ def test_rms(axis, parameter_shape, kernel, mode, rng):
     x = rng.normal(2, 1, (3, 5, 7)).astype("float32")
     gamma = rng.normal(size=parameter_shape).astype("float32")
     for scale in (gamma, None):
-        got = support.compiled(lambda x, s=scale: kn.ops.rms_norm(x, s, axis=axis), mode)(tf.constant(x))
+        got = support.compiled(lambda x, s=scale: kn.ops.rms_norm(x, s, axis=axis), mode)(
+            tf.constant(x)
+        )
         want = reference.rms_norm(x, scale, axis=axis).y
         support.close(got, want, atol=support.FORWARD[kernel] * support.largest(scale))
 

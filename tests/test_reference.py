@@ -6,9 +6,21 @@ import reference
 
 CASES = {
     "batch": ((3, 2, 5), (5,), reference.batch_norm, reference.batch_norm_gradients, {}),
-    "batch_first": ((3, 5, 2), (5,), reference.batch_norm, reference.batch_norm_gradients, {"axis": 1}),
+    "batch_first": (
+        (3, 5, 2),
+        (5,),
+        reference.batch_norm,
+        reference.batch_norm_gradients,
+        {"axis": 1},
+    ),
     "layer": ((3, 2, 5), (5,), reference.layer_norm, reference.layer_norm_gradients, {}),
-    "layer_unsorted": ((2, 3, 2, 5), (5, 3), reference.layer_norm, reference.layer_norm_gradients, {"axis": [1, -1]}),
+    "layer_unsorted": (
+        (2, 3, 2, 5),
+        (5, 3),
+        reference.layer_norm,
+        reference.layer_norm_gradients,
+        {"axis": [1, -1]},
+    ),
     "instance": ((2, 5, 3), (3,), reference.instance_norm, reference.instance_norm_gradients, {}),
     "group": ((2, 5, 6), (6,), reference.group_norm, reference.group_norm_gradients, {"groups": 3}),
     "group_first": (
@@ -53,8 +65,12 @@ def test_rms_gradients_are_finite_differences(rng):
     got = reference.rms_norm_gradients(dy, x, scale, axis=(0, 2))
     want_dx = difference(lambda v: (dy * reference.rms_norm(v, scale, axis=(0, 2)).y).sum(), x)
     want_dscale = difference(lambda v: (dy * reference.rms_norm(x, v, axis=(0, 2)).y).sum(), scale)
-    np.testing.assert_allclose(got.dx, want_dx, rtol=0, atol=1e-8 * np.abs(want_dx).max())  # as above
-    np.testing.assert_allclose(got.dgamma, want_dscale, rtol=0, atol=1e-8 * np.abs(want_dscale).max())
+    np.testing.assert_allclose(
+        got.dx, want_dx, rtol=0, atol=1e-8 * np.abs(want_dx).max()
+    )  # as above
+    np.testing.assert_allclose(
+        got.dgamma, want_dscale, rtol=0, atol=1e-8 * np.abs(want_dscale).max()
+    )
 
 
 def test_masked_gradient_is_finite_difference(rng):
@@ -76,7 +92,9 @@ def test_by_hand():
     rms = reference.rms_norm(np.array([[3.0, 4.0]]), [1, 2], epsilon=0).y  # mean square 25 / 2
     np.testing.assert_allclose(rms, [[3 / np.sqrt(12.5), 8 / np.sqrt(12.5)]], rtol=1e-15)
     # Group: two groups of one sample, (1, 3 | 5, 9) -> variances 1 and 4.
-    group = reference.group_norm(np.array([[1.0, 3, 5, 9]]), [1, 2, 3, 4], [0, 0, 1, 1], groups=2, epsilon=0).y
+    group = reference.group_norm(
+        np.array([[1.0, 3, 5, 9]]), [1, 2, 3, 4], [0, 0, 1, 1], groups=2, epsilon=0
+    ).y
     np.testing.assert_array_equal(group, [[-1, 2, -2, 5]])
     # Unsorted axes: gamma[i, j] belongs to x[:, j, i], as sorted([1, -1]) = [-1, 1] says.
     x = np.arange(12.0).reshape(1, 3, 4)
@@ -87,5 +105,7 @@ def test_by_hand():
 
 
 def test_frozen_by_hand():
-    got = reference.frozen_batch_norm(np.array([[3.0, 5.0]]), [2, 3], [1, 1], [1, 1], [3, 15], epsilon=1)
+    got = reference.frozen_batch_norm(
+        np.array([[3.0, 5.0]]), [2, 3], [1, 1], [1, 1], [3, 15], epsilon=1
+    )
     np.testing.assert_array_equal(got, [[3, 4]])

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import initializers, ops
 
-from keras_norms.base import AffineNormalization, as_floats
-from keras_norms.geometry import Geometry, geometry, parameter_shape
+from keras_norms.base import AffineNormalization, Identifier, as_floats
+from keras_norms.geometry import Geometry, Shape, geometry, parameter_shape
 from keras_norms.moments import check_mask, has_elements, moving_average
 from keras_norms.normalize import scale_shift
 
@@ -79,14 +79,14 @@ class BatchNormalization(AffineNormalization):
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        moving_mean_initializer="zeros",
-        moving_variance_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
+        beta_initializer: Identifier = "zeros",
+        gamma_initializer: Identifier = "ones",
+        moving_mean_initializer: Identifier = "zeros",
+        moving_variance_initializer: Identifier = "ones",
+        beta_regularizer: Identifier | None = None,
+        gamma_regularizer: Identifier | None = None,
+        beta_constraint: Identifier | None = None,
+        gamma_constraint: Identifier | None = None,
         renorm: bool = False,
         renorm_clipping: dict[str, float] | None = None,
         renorm_momentum: float = 0.99,
@@ -128,10 +128,10 @@ class BatchNormalization(AffineNormalization):
         self.moving_mean = None
         self.moving_variance = None
 
-    def geometry_of(self, shape) -> Geometry:
+    def geometry_of(self, shape: Shape) -> Geometry:
         return geometry(shape, self.axis, apart="nothing", groups=-1)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         for name in ("moving_mean", "moving_variance"):
             weight = self.add_weight(
@@ -144,8 +144,8 @@ class BatchNormalization(AffineNormalization):
             )
             setattr(self, name, weight)
 
-    def call(self, inputs, training=None, mask=None):
-        inputs = as_floats(inputs)
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        inputs = as_floats(inputs, self.compute_dtype)
         view = self.geometry_of(inputs.shape)
         if training and self.trainable:
             if self.synchronized:

@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
-from keras_norms.base import AffineNormalization
-from keras_norms.geometry import Geometry, geometry
+from keras_norms.base import AffineNormalization, Identifier
+from keras_norms.geometry import Geometry, Shape, geometry
 
 
 @keras.saving.register_keras_serializable("keras_norms")
@@ -55,12 +55,12 @@ class GroupNormalization(AffineNormalization):
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
+        beta_initializer: Identifier = "zeros",
+        gamma_initializer: Identifier = "ones",
+        beta_regularizer: Identifier | None = None,
+        gamma_regularizer: Identifier | None = None,
+        beta_constraint: Identifier | None = None,
+        gamma_constraint: Identifier | None = None,
         **kwargs: Any,
     ):
         if not isinstance(groups, int) or (groups < 1 and groups != -1):
@@ -83,7 +83,7 @@ class GroupNormalization(AffineNormalization):
         )
         self.groups = groups
 
-    def geometry_of(self, shape) -> Geometry:
+    def geometry_of(self, shape: Shape) -> Geometry:
         return geometry(shape, self.axis, apart="samples", groups=self.groups)
 
     def get_config(self) -> dict[str, Any]:

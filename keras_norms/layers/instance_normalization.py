@@ -3,7 +3,7 @@
 import keras
 
 from keras_norms.base import AffineNormalization
-from keras_norms.geometry import Geometry, geometry
+from keras_norms.geometry import Geometry, Shape, geometry
 
 
 @keras.saving.register_keras_serializable("keras_norms")
@@ -39,5 +39,5 @@ class InstanceNormalization(AffineNormalization):
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022, equation 1.
     """
 
-    def geometry_of(self, shape) -> Geometry:
+    def geometry_of(self, shape: Shape) -> Geometry:
         return geometry(shape, self.axis, apart="samples", groups=-1)

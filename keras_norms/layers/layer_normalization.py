@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
-from keras_norms.base import AffineNormalization
-from keras_norms.geometry import Geometry, geometry
+from keras_norms.base import AffineNormalization, Identifier
+from keras_norms.geometry import Geometry, Shape, geometry
 
 
 @keras.saving.register_keras_serializable("keras_norms")
@@ -59,12 +59,12 @@ class LayerNormalization(AffineNormalization):
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
+        beta_initializer: Identifier = "zeros",
+        gamma_initializer: Identifier = "ones",
+        beta_regularizer: Identifier | None = None,
+        gamma_regularizer: Identifier | None = None,
+        beta_constraint: Identifier | None = None,
+        gamma_constraint: Identifier | None = None,
         **kwargs: Any,
     ):
         if kwargs.pop("rms_scaling", False):
@@ -90,5 +90,5 @@ class LayerNormalization(AffineNormalization):
             **kwargs,
         )
 
-    def geometry_of(self, shape) -> Geometry:
+    def geometry_of(self, shape: Shape) -> Geometry:
         return geometry(shape, self.axis, apart="positions")

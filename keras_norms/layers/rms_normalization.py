@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_norms.base import Normalization
-from keras_norms.geometry import Geometry, geometry, parameter_shape
+from keras_norms.geometry import Geometry, Shape, geometry, parameter_shape
 
 
 @keras.saving.register_keras_serializable("keras_norms")
@@ -49,10 +49,10 @@ class RMSNormalization(Normalization):
         super().__init__(axis, epsilon, **kwargs)
         self.scale = None
 
-    def geometry_of(self, shape) -> Geometry:
+    def geometry_of(self, shape: Shape) -> Geometry:
         return geometry(shape, self.axis, apart="positions")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.geometry_of(input_shape)  # for its errors, before there is a weight
         self.scale = self.add_weight(
             name="scale",
@@ -61,5 +61,5 @@ class RMSNormalization(Normalization):
             autocast=False,
         )
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         return self.normalized(x, self.scale).y

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -51,13 +52,13 @@ def convert(
             finite.
         ImportError: if LiteRT is missing.
     """
-    path = _check(model, path, batch_size, verify, data, tolerance)
+    target = _check(model, path, batch_size, verify, data, tolerance)
     inputs = signature(model, batch_size=batch_size, input_shapes=input_shapes)
     if verify:
         verification.litert()
         samples = verification.generate(inputs.inputs) if data is None else inputs.arrays(data)
     layers = lowering.forms(model)
-    with quantize.float32(model), files.replacing(path) as temporary:
+    with quantize.float32(model), files.replacing(target) as temporary:
         with normalize.portable():
             content = writer.write(model, inputs)
         found = contents(content)
@@ -74,7 +75,7 @@ def convert(
                 "runtime": verification.runtime(),
             }
     return Report(
-        path=str(path),
+        path=str(target),
         size=len(content),
         ops=found.ops,
         rank_above_4=found.rank_above_4,
@@ -84,7 +85,7 @@ def convert(
     )
 
 
-def _check(model, path, batch_size, verify, data, tolerance):
+def _check(model, path, batch_size, verify, data, tolerance) -> Path:
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             "The converter needs Keras on TensorFlow (set KERAS_BACKEND=tensorflow and load the "

@@ -50,13 +50,13 @@ class Report:
             ("keras_norms layers", f"{len(self.layers)}"),
             *((f"  in {form} form", f"{count}") for form, count in forms.items()),
         ]
-        if self.verified:
+        if self.max_error is not None:
             relative = self.max_error / (self.max_output or 1)
             rows += [
                 ("compared with Keras", f"{self.samples} samples, {self.runtime}"),
                 ("  largest difference", f"{self.max_error:.2g}"),
                 ("  largest output", f"{self.max_output:.4g}"),
-                ("  ratio", f"{relative:.1e} (allowed: {self.tolerance:.0e})"),
+                ("  ratio", f"{relative:.1e} (allowed: {self.tolerance:g})"),
             ]
         else:
             rows += [("compared with Keras", "no")]

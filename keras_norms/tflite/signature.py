@@ -1,6 +1,6 @@
 """A model's inputs, with every size fixed: mobile runtimes are at their best on static shapes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Signature:
 
         Raises: ValueError, if they do not fit the inputs or do not fill whole batches.
         """
-        values = per_input(data, [i.name for i in self.inputs], "data", one=_is_array)
+        values = per_input(data, [i.name for i in self.inputs], "data", one=is_array)
         arrays = {i.name: np.asarray(values[i.name]).astype(i.dtype) for i in self.inputs}
         batch = self.inputs[0].shape[0]
         counts = {len(a) if a.ndim else 0 for a in arrays.values()}
@@ -80,7 +80,13 @@ def signature(model: keras.Model, *, batch_size: int, input_shapes: Any = None) 
     return Signature(tuple(inputs), structure)
 
 
-def per_input(values: Any, names: list[str], argument: str, one) -> dict[str, Any]:
+def is_array(value: Any) -> bool:
+    return hasattr(value, "shape")
+
+
+def per_input(
+    values: Any, names: list[str], argument: str, one: Callable[[Any], bool]
+) -> dict[str, Any]:
     """One value an input, by name, from the ways of giving them; `one` tells a single value."""
     if len(names) == 1 and one(values):
         return {names[0]: values}
@@ -164,13 +170,9 @@ def _is_shape(value: Any) -> bool:
     )
 
 
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") or not isinstance(value, Mapping)
-
-
 def _shown(values: Any) -> str:
     if isinstance(values, Mapping):
         return "{" + ", ".join(f"{key!r}: {_shown(value)}" for key, value in values.items()) + "}"
     if isinstance(values, list | tuple) and not _is_shape(values):
         return "[" + ", ".join(map(_shown, values[:8])) + "]"
-    return f"an array of shape {tuple(values.shape)}" if hasattr(values, "shape") else repr(values)
+    return f"an array of shape {tuple(values.shape)}" if is_array(values) else f"{values!r:.200}"

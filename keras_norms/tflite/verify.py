@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_norms.tflite.errors import ConversionError
-from keras_norms.tflite.signature import Input, per_input
+from keras_norms.tflite.signature import Input, is_array, per_input
 
 SAMPLES = 8
 
@@ -35,7 +35,7 @@ def run(path: str | os.PathLike, data: Any) -> Any:
     """
     runner = litert()(model_path=os.fspath(path)).get_signature_runner()
     details = runner.get_input_details()
-    arrays = per_input(data, list(details), "data", one=lambda v: not isinstance(v, dict))
+    arrays = per_input(data, list(details), "data", one=is_array)
     arrays = {n: np.asarray(a).astype(details[n]["dtype"]) for n, a in arrays.items()}
     batches = set()
     for name, array in arrays.items():
@@ -89,7 +89,7 @@ def compare(
 
     Raises: ConversionError, if one differs by more than `tolerance` times that, or is not finite.
     """
-    worst, ratio = None, -1.0
+    agreements = []
     for name, reference in want.items():
         reference = reference.astype("float64")
         if got[name].shape != reference.shape:
@@ -113,10 +113,8 @@ def compare(
                 f"largest value is {largest:.3g}. Allowed: tolerance={tolerance:g} times that. No "
                 "file was written. (Rounding in a deep network may need a larger `tolerance`.)"
             )
-        if error / (largest or 1) > ratio:
-            ratio = error / (largest or 1)
-            worst = Agreement(error, largest)
-    return worst
+        agreements.append(Agreement(error, largest))
+    return max(agreements, key=lambda a: a.max_error / (a.max_output or 1))
 
 
 def litert() -> type:
