@@ -56,7 +56,7 @@ _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("kernel",
 
 
 def set_kernel(kernel: str) -> None:
-    """Chooses "auto", "fused" or "portable" for the process; what is traced already keeps its own."""
+    """Chooses "auto", "fused" or "portable" for the process; what is traced keeps its own."""
     global _kernel
     _kernel = _checked(kernel)
 

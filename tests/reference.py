@@ -1,14 +1,16 @@
 """The five norms and their gradients in float64, written from the papers' axis sets.
 
-Imports NumPy and nothing of ours. Every function takes arrays of any type, converts them to float64 (exact
-for float16, bfloat16 and float32) and works on the axes the paper names: no view, no reshape beside the one
-that splits channels into groups. The formulas, with the statistics' axes A and r = 1 / sqrt(variance + epsilon):
+Imports NumPy and nothing of ours. Every function takes arrays of any type, converts them to float64
+(exact for float16, bfloat16 and float32) and works on the axes the paper names: no view, no reshape
+beside the one that splits channels into groups. The formulas, with the statistics' axes A and
+r = 1 / sqrt(variance + epsilon):
 
     y = (x - mean) * r * gamma + beta
     dx = r * (g - mean_A(g) - h * mean_A(g * h))     g = dy * gamma, h = (x - mean) * r
     dgamma = sum(dy * h), dbeta = sum(dy)            over every axis that gamma does not have
 
-For RMS the mean is 0 and the term mean_A(g) goes. `test_reference.py` checks them against finite differences.
+For RMS the mean is 0 and the term mean_A(g) goes. `test_reference.py` checks them against finite
+differences.
 """
 
 from typing import NamedTuple
@@ -60,7 +62,7 @@ def spread(parameter, axes, rank):
 
 
 def gather(total, axes):
-    """Inverse of `spread`: sums over the other axes of x and brings the rest into the parameter's order."""
+    """Inverse of `spread`: sums over the other axes of x, the rest in the parameter's order."""
     other = tuple(a for a in range(total.ndim) if a not in axes)
     return total.sum(other).transpose(np.argsort(np.argsort(axes)))
 
@@ -130,7 +132,8 @@ def moving_average(old, new, momentum):
     return float64(old) * momentum + float64(new) * (1 - momentum)
 
 
-# Layer normalization (Ba et al. 2016): the given axes; RMS (Zhang and Sennrich 2019): the same, mean 0.
+# Layer normalization (Ba et al. 2016): the given axes.
+# RMS (Zhang and Sennrich 2019): the same, mean 0.
 
 
 def layer_norm(x, gamma, beta, *, axis=-1, epsilon=1e-3):
@@ -169,8 +172,9 @@ def instance_norm_gradients(dy, x, gamma, *, axis=-1, epsilon=1e-3):
     return backward(dy, x, gamma, *_instance_axes(x, axis), epsilon)
 
 
-# Group normalization (Wu and He 2018): space and the channels of a group, per sample. One reshape splits
-# the channel axis c into (groups, c / groups); the statistics' axes are then all but 0 and the groups' axis.
+# Group normalization (Wu and He 2018): space and the channels of a group, per sample. One reshape
+# splits the channel axis c into (groups, c / groups); the statistics' axes are then all but 0 and
+# the groups' axis.
 
 
 def _split(x, groups, axis):

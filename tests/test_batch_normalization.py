@@ -397,7 +397,7 @@ def test_momentum_out_of_range(momentum):
 
 @pytest.mark.parametrize("epsilon", [-1e-3, float("nan")])
 def test_epsilon_out_of_range(epsilon):
-    with pytest.raises(ValueError, match="`epsilon` must be at least 0. Received: epsilon="):
+    with pytest.raises(ValueError, match=r"`epsilon` must be at least 0. Received: epsilon="):
         kn.BatchNormalization(epsilon=epsilon)
 
 

@@ -1117,7 +1117,7 @@ for run in sys.argv[2:]:
 
 
 def everything():
-    """Each op's outputs for the large geometries and every type, as arrays or, for most, as hashes."""
+    """Each op's outputs for large geometries and every type, as arrays or, for most, as hashes."""
     results = {"simd": np.array(kn.kernel_info().simd)}
     for name, geometry in LARGE.items():
         view = View(*geometry)

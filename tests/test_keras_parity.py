@@ -1,4 +1,4 @@
-"""Ours in the place of Keras' own layers: the same, but where Keras is wrong, which is shown here."""
+"""Ours in the place of Keras' own layers: the same, but where Keras is wrong, as shown here."""
 
 import inspect
 
@@ -271,8 +271,8 @@ def test_other_channels_or_rank_than_built_for(name):
             layer(zeros(*shape))
 
 
-# Deviations: where Keras is wrong. The first number in a comment is Keras 3.15's, measured. When one
-# of the `wrong` assertions fails, Keras has been mended: then the deviation can go from our docs.
+# Deviations: where Keras is wrong. The first number in a comment is Keras 3.15's, measured. When
+# a `wrong` assertion fails, Keras has been mended: then the deviation can go from our docs.
 
 
 def errors(layers, x, want, **arguments):
@@ -332,7 +332,7 @@ def test_deviation_synchronized(kernel, rng):
 
 
 def test_deviation_order_of_gamma_for_axes_of_mixed_sign(kernel, rng):
-    """Gamma is shaped (8, 6) for axes (-1, 1) and reshaped to (6, 8), not transposed: off by 8.6."""
+    """Gamma is shaped (8, 6) for axes (-1, 1), then reshaped to (6, 8), not transposed: off 8.6."""
     layers = pair("LayerNormalization", [1, -1])
     x = rng.normal(size=(2, 6, 7, 8)).astype("float32")
     gamma = rng.normal(size=(8, 6)).astype("float32")
@@ -347,7 +347,7 @@ def test_deviation_order_of_gamma_for_axes_of_mixed_sign(kernel, rng):
 
 
 def test_deviation_rms_along_another_axis(kernel, rng):
-    """Scale meets the last axis: an error for (2, 4, 3, 5), for (2, 4, 3, 4) off by 5.2 unnoticed."""
+    """Scale meets the last axis: an error for (2,4,3,5), silently off by 5.2 for (2,4,3,4)."""
     scale = rng.normal(size=4).astype("float32")
     for shape in ((2, 4, 3, 5), (2, 4, 3, 4)):
         x = rng.normal(size=shape).astype("float32")

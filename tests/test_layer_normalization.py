@@ -66,7 +66,7 @@ def test_many_rows(kernel, mode):
 
 
 def test_close_large_numbers(kernel, mode):
-    """microsoft/onnxruntime#28463: NaN elsewhere. By hand: deviations +-1.5, +-0.5, variance 1.25."""
+    """microsoft/onnxruntime#28463: NaN elsewhere. Deviations +-1.5, +-0.5, variance 1.25."""
     x = np.array([[40000, 40001, 40002, 40003]], "float32")
     layer = kn.LayerNormalization(epsilon=0.0)
     layer.build(x.shape)
@@ -163,6 +163,6 @@ def test_errors_of_axis(axis):
 
 
 def test_rms_scaling_is_refused():
-    with pytest.raises(ValueError, match="rms_scaling.*RMSNormalization"):
+    with pytest.raises(ValueError, match=r"rms_scaling.*RMSNormalization"):
         kn.LayerNormalization(rms_scaling=True)
     assert kn.LayerNormalization(rms_scaling=False).epsilon == 1e-3

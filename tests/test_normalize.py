@@ -32,7 +32,7 @@ def test_set_and_get(unset):
     for kernel in ("auto", "fused", "portable"):
         kn.set_kernel(kernel)
         assert kn.get_kernel() == kn.kernel_info().kernel == kernel
-    with pytest.raises(ValueError, match="must be one of .*'auto', 'fused', 'portable'.*'fast'"):
+    with pytest.raises(ValueError, match=r"must be one of .*'auto', 'fused', 'portable'.*'fast'"):
         kn.set_kernel("fast")
     assert kn.get_kernel() == "portable"
 
@@ -107,7 +107,8 @@ def test_without_library(tmp_path):
 def test_library_of_another_tensorflow_is_not_opened(tmp_path):
     library = tmp_path / "other.so"
     library.write_bytes(
-        b'\x7fELF KERAS_NORMS_RECORD{"tensorflow": "2.1.0", "keras_norms": "0.1.0", "sources": "x"}\0'
+        b"\x7fELF KERAS_NORMS_RECORD"
+        b'{"tensorflow": "2.1.0", "keras_norms": "0.1.0", "sources": "x"}\0'
     )
     script = """
     import keras_norms as kn
@@ -126,7 +127,7 @@ def test_integers_and_half_types_of_the_op(unset):
     x = tf.cast(tf.ones((3, 4)), "float8_e5m2")
     view = geometry((3, 4), -1, apart="positions")
     kn.set_kernel("fused")
-    with pytest.raises(RuntimeError, match="cannot serve here: .*float8_e5m2"):
+    with pytest.raises(RuntimeError, match=r"cannot serve here: .*float8_e5m2"):
         normalize(x, view, epsilon=1e-3)
 
 
@@ -240,7 +241,7 @@ def test_parameters_of_the_wrong_shape(kernel):
     for shape in ((5,), (1,), (7, 1), ()):
         with pytest.raises(ValueError, match=r"`gamma` must have .* channel sizes=\(7,\)"):
             normalize(tf.zeros((3, 5, 7)), view, gamma=tf.zeros(shape), epsilon=1e-3)
-        with pytest.raises(ValueError, match="`beta` must have .*Received: beta.shape="):
+        with pytest.raises(ValueError, match=r"`beta` must have .*Received: beta.shape="):
             normalize(tf.zeros((3, 5, 7)), view, beta=tf.zeros(shape), epsilon=1e-3)
 
 

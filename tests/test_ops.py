@@ -128,9 +128,9 @@ def test_arrays_and_lists_are_tensors(kernel):
 
 def test_errors():
     x = np.zeros((2, 3, 6), "float32")
-    with pytest.raises(ValueError, match="`groups` must .* groups=4, channels=6"):
+    with pytest.raises(ValueError, match=r"`groups` must .* groups=4, channels=6"):
         kn.ops.group_norm(x, 4)
-    with pytest.raises(ValueError, match="Give `mean` and `variance`, or none.*variance=None"):
+    with pytest.raises(ValueError, match=r"Give `mean` and `variance`, or none.*variance=None"):
         kn.ops.batch_norm(x, mean=np.zeros(6))
     with pytest.raises(ValueError, match=r"`gamma` must have .*\(6,\)"):
         kn.ops.layer_norm(x, np.ones(5, "float32"))

@@ -137,7 +137,7 @@ def test_norms_that_are_one_another(kernel, shape, mean, seed):
     """The same numbers by two names, bitwise where they are one view of the same input."""
     draw = np.random.default_rng(seed)
     x = tf.constant(draw.normal(mean, 1, shape), "float32")
-    n, h, w, c = shape
+    n, _, _, c = shape
     gamma, beta = draw.normal(size=(2, c)).astype("float32")
     instance = kn.ops.instance_norm(x, gamma, beta)
     np.testing.assert_array_equal(kn.ops.group_norm(x, c, gamma, beta), instance)

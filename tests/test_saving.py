@@ -67,7 +67,7 @@ def write_and_read(model, path):
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.weights.h5"])
 def test_training_goes_on_where_it_was(name, kernel, tmp_path):
     """Predictions, the next losses and weights are bitwise those of the model that went on."""
-    # Of several axes Keras' legacy format keeps the first only, of its own layer's too.
+    # Keras' legacy format drops a list of several axes, its own layer's too.
     axis = -1 if name == "model.h5" else (-1, 1)
     model, (x, y) = trained(axis=axis), samples()
     want = model.predict(x, verbose=0)
@@ -238,8 +238,8 @@ results = {}
 for name in names:
     path = f"{folder}/{name}"
     if name == "trainer":
-        step = tf.saved_model.load(path).step
-        results[name] = np.array([step(x, y) for _ in range(5)])
+        loaded = tf.saved_model.load(path)
+        results[name] = np.array([loaded.step(x, y) for _ in range(5)])
     elif name.endswith(".tflite"):
         runner = Interpreter(model_path=path).get_signature_runner()
         (argument,) = runner.get_input_details()

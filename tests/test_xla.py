@@ -1,4 +1,4 @@
-"""The compiled op inside XLA: `jit_compile=True` in functions and in `fit`, and what stands around."""
+"""The compiled op inside XLA: `jit_compile=True` in functions and in `fit`."""
 
 import re
 
@@ -201,7 +201,7 @@ def test_control_flow(name, mode, data):
 
 
 def test_function_traced_outside_and_called_inside(data):
-    """The trace of the inner function cannot know what will call it: the op itself goes into XLA."""
+    """The inner function's trace cannot know what will call it: the op itself goes into XLA."""
     inner = tf.function(with_gradients(norm), autograph=False)
     want = inner(*data)
     outer = jit(lambda *inputs: [2 * v for v in inner(*inputs)])
