@@ -34,8 +34,8 @@ class Normalization(keras.Layer):
             raise TypeError(f"`epsilon` must be a number. Received: epsilon={epsilon!r}.")
         if not epsilon >= 0:
             raise ValueError(f"`epsilon` must be at least 0. Received: epsilon={epsilon}.")
-        self.axis = list(axis) if isinstance(axis, list | tuple) else axis
-        self.epsilon = epsilon
+        self.axis: Any = list(axis) if isinstance(axis, list | tuple) else axis
+        self.epsilon: float = epsilon
         self.supports_masking = True
         # The input keeps its dtype: float32 data cast to float16 first could overflow.
         self.autocast = False
@@ -107,8 +107,8 @@ class AffineNormalization(Normalization):
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
-        self.gamma = None
-        self.beta = None
+        self.gamma: Any = None
+        self.beta: Any = None
 
     def build(self, input_shape: Shape) -> None:
         self.geometry_of(input_shape)  # for its errors, before there are weights

@@ -125,8 +125,8 @@ class BatchNormalization(AffineNormalization):
         self.renorm_clipping = renorm_clipping
         self.renorm_momentum = renorm_momentum
         self.synchronized = synchronized
-        self.moving_mean = None
-        self.moving_variance = None
+        self.moving_mean: Any = None
+        self.moving_variance: Any = None
 
     def geometry_of(self, shape: Shape) -> Geometry:
         return geometry(shape, self.axis, apart="nothing", groups=-1)

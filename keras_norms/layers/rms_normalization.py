@@ -47,7 +47,7 @@ class RMSNormalization(Normalization):
 
     def __init__(self, axis: int | Sequence[int] = -1, epsilon: float = 1e-6, **kwargs: Any):
         super().__init__(axis, epsilon, **kwargs)
-        self.scale = None
+        self.scale: Any = None
 
     def geometry_of(self, shape: Shape) -> Geometry:
         return geometry(shape, self.axis, apart="positions")
