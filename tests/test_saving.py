@@ -34,7 +34,7 @@ def network(axis=(-1, 1)):
     x = kn.RMSNormalization()(x)
     x = keras.layers.GlobalAveragePooling1D()(x)
     model = keras.Model(inputs, keras.layers.Dense(3)(x))
-    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.MeanSquaredError())
     return model
 
 
@@ -116,7 +116,7 @@ BOTH = {
 def single(cls, arguments):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Dense(6), cls(**arguments)])
-    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.MeanSquaredError())
     return model
 
 

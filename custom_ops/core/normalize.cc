@@ -256,12 +256,18 @@ void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter
     });
     return;
   }
-  ForPieces(pool, RunPieces(k), [&](int64_t, const RunPiece& piece) {
-    const int64_t c = piece.n * channels + piece.c;
-    ForRuns(k, piece, [&](int64_t offset, int64_t size) {
-      kernels.segment_affine(x + offset, size, center ? center[c] : U{0}, scale[c],
+  // In the order of memory: there is nothing to gather first.
+  const int64_t tiles = CeilDiv(k.t, kPieceElements), runs = k.n * k.s * channels;
+  const int64_t tasks = Tasks(runs * tiles, CeilDiv(k.t, tiles), 1024);
+  ParallelFor(pool, tasks, [&](int64_t task) {
+    const Range range = Part(runs * tiles, tasks, task);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t run = i / tiles, c = run / (k.s * channels) * channels + run % channels;
+      const Range part = Part(k.t, tiles, i % tiles);
+      const int64_t offset = run * k.t + part.begin;
+      kernels.segment_affine(x + offset, part.end - part.begin, center ? center[c] : U{0}, scale[c],
                              shift ? shift[c] : U{0}, y + offset);
-    });
+    }
   });
 }
 

@@ -13,8 +13,10 @@
 #include "xla/hlo/builder/xla_builder.h"
 #include "xla/shape_util.h"
 
-// Exported by TensorFlow; its header needs headers that the wheel lacks.
-extern "C" const XLA_FFI_Api* XLA_FFI_GetApi();
+// Both wheels, tensorflow and tensorflow-cpu, export this; its header needs others that they lack.
+namespace xla::ffi {
+const XLA_FFI_Api* GetXlaFfiApi();
+}
 
 namespace keras_norms {
 namespace {
@@ -147,7 +149,7 @@ ffi::Error Handle(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::Remaini
       (Handle<Runner<float>::Run##name, Runner<double>::Run##name, Runner<bfloat16>::Run##name, \
               Runner<float16>::Run##name>),                                                     \
       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs());         \
-  XLA_FFI_REGISTER_HANDLER(XLA_FFI_GetApi(), target, "Host", k##name##Handler)
+  XLA_FFI_REGISTER_HANDLER(ffi::GetXlaFfiApi(), target, "Host", k##name##Handler)
 KERAS_NORMS_HANDLER(Normalize, "keras_norms_normalize");
 KERAS_NORMS_HANDLER(NormalizeGrad, "keras_norms_normalize_grad");
 KERAS_NORMS_HANDLER(Moments, "keras_norms_moments");
