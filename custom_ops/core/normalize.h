@@ -1,8 +1,7 @@
 // Normalization over a Geometry: forward, gradient, moments, and scale and shift. Numbers only:
 // no TensorFlow, no allocation, no exceptions. T is float, bfloat16, float16 or double; parameters,
-// statistics and arithmetic are Parameter<T>. Any pointer to parameters may be null: gamma and
-// scale then count as 1, beta, center and shift as 0. Results do not depend on the number of
-// threads.
+// statistics and arithmetic are Parameter<T>. gamma, beta, center and shift may be null: gamma then
+// counts as 1, the others as 0. Results do not depend on the number of threads.
 #ifndef KERAS_NORMS_CORE_NORMALIZE_H_
 #define KERAS_NORMS_CORE_NORMALIZE_H_
 

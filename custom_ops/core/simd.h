@@ -251,7 +251,7 @@ struct Simd {
   }
   // Keeps the first `count` lanes and makes the others 0, whatever they hold.
   static V Keep(V v, int64_t count) {
-    I keep;
+    I keep = {};
     for (int i = 0; i < kLanes; ++i) keep[i] = i < count ? -1 : 0;
     return (V)((I)v & keep);
   }
