@@ -73,7 +73,7 @@ def test_training_goes_on_where_it_was(name, kernel, tmp_path):
     want = model.predict(x, verbose=0)
     again = write_and_read(model, tmp_path / name)
     np.testing.assert_array_equal(again.predict(x, verbose=0), want)
-    # A model that Keras 3.15 reads from its legacy format cannot be trained on, whatever its layers:
+    # A model that Keras 3.15 reads from its legacy format cannot be trained on, with any layers:
     # the optimizer takes its variables for unknown ones.
     for _ in range(0 if name == "model.h5" else 2):
         assert again.train_on_batch(x, y) == model.train_on_batch(x, y)
