@@ -156,5 +156,8 @@ def as_floats(x: Any, dtype: str | None = None) -> Any:
     """x as a tensor of floats (integers become float32), widened to `dtype`, never narrowed."""
     x = ops.convert_to_tensor(x)
     if not keras.backend.is_float_dtype(x.dtype):
+        given = keras.backend.standardize_dtype(x.dtype)
+        if given != "bool" and not keras.backend.is_int_dtype(given):
+            raise TypeError(f"The input must be of real numbers. Received: dtype={given}.")
         x = ops.cast(x, "float32")
     return x if dtype is None else ops.cast(x, keras.backend.result_type(x.dtype, dtype))

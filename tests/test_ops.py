@@ -136,3 +136,11 @@ def test_errors():
         kn.ops.layer_norm(x, np.ones(5, "float32"))
     with pytest.raises(TypeError, match="use the layer on symbolic inputs"):
         kn.ops.layer_norm(keras.Input((6,)))
+
+
+@pytest.mark.parametrize("x", [np.array([[1j, 2, 3]], "complex64"), "abc"])
+def test_what_is_no_real_number_is_refused(x):
+    with pytest.raises(
+        TypeError, match=r"must be of real numbers\. Received: dtype=(complex64|string)"
+    ):
+        kn.ops.layer_norm(x)
