@@ -132,7 +132,7 @@ def normalize(view, x, gamma=None, beta=None, subtract_mean=True, **changes):
     return room._ops.keras_norms_normalize(x=x, gamma=gamma, beta=beta, **attributes)
 
 
-def normalize_grad(view, dy, x, gamma, mean, variance, subtract_mean=True, **changes):
+def normalize_grad(view, dy, x, gamma, mean, variance, subtract_mean=True, beta=None, **changes):
     attributes = {
         **view.axes,
         "groups": view.groups,
@@ -141,9 +141,10 @@ def normalize_grad(view, dy, x, gamma, mean, variance, subtract_mean=True, **cha
         "has_gamma": gamma is not None,
         **changes,
     }
-    gamma = tf.zeros(0, wide(x.dtype.name)) if gamma is None else gamma
+    empty = tf.zeros(0, mean.dtype)
+    gamma, beta = (empty if p is None else p for p in (gamma, beta))
     return room._ops.keras_norms_normalize_grad(
-        dy=dy, x=x, gamma=gamma, mean=mean, variance=variance, **attributes
+        dy=dy, x=x, gamma=gamma, beta=beta, mean=mean, variance=variance, **attributes
     )
 
 
@@ -177,11 +178,12 @@ def scale_shift(view, x, center, scale, shift, **changes):
     )
 
 
-def scale_shift_grad(view, dy, x, center, scale, **changes):
+def scale_shift_grad(view, dy, x, center, scale, shift=None, **changes):
     attributes = {**view.axes, "has_center": center is not None, **changes}
-    center = tf.zeros(0, wide(x.dtype.name)) if center is None else center
+    empty = tf.zeros(0, scale.dtype)
+    center, shift = (empty if c is None else c for c in (center, shift))
     return room._ops.keras_norms_scale_shift_grad(
-        dy=dy, x=x, center=center, scale=scale, **attributes
+        dy=dy, x=x, center=center, scale=scale, shift=shift, **attributes
     )
 
 
@@ -516,6 +518,13 @@ WRONG = {
         shape_rule("variance", "2, 2", 2),
         RANKS,
     ),
+    "beta_of_gradient": (
+        normalize_grad,
+        (X, X, GAMMA, STATISTICS, STATISTICS),
+        {"beta": tf.zeros(3), "activation": "relu"},
+        shape_rule("beta", 4, 3),
+        DIMENSION.format(0),
+    ),
     "mean_of_moments": (
         moments_grad,
         (X, tf.zeros((1, 2)), *[STATISTICS] * 3),
@@ -585,6 +594,13 @@ WRONG = {
         {},
         shape_rule("scale", "2, 4", "0, 4"),
         DIMENSION.format(0),
+    ),
+    "shift_of_gradient": (
+        scale_shift_grad,
+        (X, X, COEFFICIENTS, COEFFICIENTS),
+        {"shift": GAMMA, "activation": "gelu"},
+        shape_rule("shift", "2, 4", 4),
+        RANKS,
     ),
 }
 

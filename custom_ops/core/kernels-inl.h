@@ -1,5 +1,6 @@
 // The inner loops, written once. kernels_<target>.cc sets KERAS_NORMS_TARGET and
 // KERAS_NORMS_VECTOR_BYTES and includes this file.
+#include "custom_ops/core/activation-inl.h"
 #include "custom_ops/core/kernels.h"
 #include "custom_ops/core/simd.h"
 
@@ -99,45 +100,68 @@ Moment SegmentMoments(const T* x, int64_t size, bool subtract_mean) {
   return all;
 }
 
-template <class T>
-void SegmentAffine(const T* x, int64_t size, typename Simd<T>::U center, typename Simd<T>::U scale,
-                   typename Simd<T>::U shift, T* y) {
+// The loops of each step are functions of their own: together they would make one with a frame that
+// the plain loop, which needs none, pays for too.
+template <class Step, class T, class U = typename Simd<T>::U>
+__attribute__((noinline)) void SegmentAffineOf(const T* x, int64_t size, U center, U scale, U shift,
+                                               Step step, T* y) {
   using S = Simd<T>;
   using V = typename S::V;
   const V c = S::Fill(center), a = S::Fill(scale), b = S::Fill(shift);
   ForVectors<S::kLanes>(
-      size, [&](int64_t i) { S::Store(y + i, (S::Load(x + i) - c) * a + b); },
-      [&](int64_t i, int64_t n) { S::StorePart(y + i, (S::LoadPart(x + i, n) - c) * a + b, n); });
+      size, [&](int64_t i) { S::Store(y + i, step((S::Load(x + i) - c) * a + b, i)); },
+      [&](int64_t i, int64_t n) {
+        S::StorePart(y + i, step((S::LoadPart(x + i, n) - c) * a + b, i, n), n);
+      });
 }
 
-template <bool kGamma, bool kBeta, class T, class U = typename Simd<T>::U>
-void RowAffineOf(const T* x, int64_t size, U center, U residual, U rstd, const U* gamma,
-                 const U* beta, T* y) {
+template <class T, class U = typename Simd<T>::U>
+void SegmentAffine(const T* x, int64_t size, U center, U scale, U shift, const Finish<T>& finish,
+                   T* y) {
+  if (finish.activation == Activation::kNone) {
+    return SegmentAffineOf(x, size, center, scale, shift, PlainStep<T>(), y);
+  }
+  WithStep(finish, [&](auto step) { SegmentAffineOf(x, size, center, scale, shift, step, y); });
+}
+
+// kGamma and kBeta say what is there if nothing follows. An activation costs more than asking.
+template <bool kGamma, bool kBeta, class Step, class T, class U = typename Simd<T>::U>
+__attribute__((noinline)) void RowAffineOf(const T* x, int64_t size, U center, U residual, U rstd,
+                                           const U* gamma, const U* beta, Step step, T* y) {
   using S = Simd<T>;
   using V = typename S::V;
   const V c = S::Fill(center), r = S::Fill(residual), a = S::Fill(rstd);
+  const bool has_gamma = Step::kPlain ? kGamma : gamma != nullptr;
+  const bool has_beta = Step::kPlain ? kBeta : beta != nullptr;
   ForVectors<S::kLanes>(
       size,
       [&](int64_t i) {
         V v = (S::Load(x + i) - c - r) * a;
-        if constexpr (kGamma) v *= S::LoadParameter(gamma + i);
-        if constexpr (kBeta) v += S::LoadParameter(beta + i);
-        S::Store(y + i, v);
+        if (has_gamma) v *= S::LoadParameter(gamma + i);
+        if (has_beta) v += S::LoadParameter(beta + i);
+        S::Store(y + i, step(v, i));
       },
       [&](int64_t i, int64_t n) {
         V v = (S::LoadPart(x + i, n) - c - r) * a;
-        if constexpr (kGamma) v *= S::LoadParameterPart(gamma + i, n);
-        if constexpr (kBeta) v += S::LoadParameterPart(beta + i, n);
-        S::StorePart(y + i, v, n);
+        if (has_gamma) v *= S::LoadParameterPart(gamma + i, n);
+        if (has_beta) v += S::LoadParameterPart(beta + i, n);
+        S::StorePart(y + i, step(v, i, n), n);
       });
 }
 
 template <class T, class U = typename Simd<T>::U>
 void RowAffine(const T* x, int64_t size, U center, U residual, U rstd, const U* gamma,
-               const U* beta, T* y) {
-  const auto run = gamma ? (beta ? RowAffineOf<true, true, T> : RowAffineOf<true, false, T>)
-                         : (beta ? RowAffineOf<false, true, T> : RowAffineOf<false, false, T>);
-  run(x, size, center, residual, rstd, gamma, beta, y);
+               const U* beta, const Finish<T>& finish, T* y) {
+  if (finish.activation == Activation::kNone) {
+    using Plain = PlainStep<T>;
+    const auto run =
+        gamma ? (beta ? RowAffineOf<true, true, Plain, T> : RowAffineOf<true, false, Plain, T>)
+              : (beta ? RowAffineOf<false, true, Plain, T> : RowAffineOf<false, false, Plain, T>);
+    return run(x, size, center, residual, rstd, gamma, beta, Plain(), y);
+  }
+  WithStep(finish, [&](auto step) {
+    RowAffineOf<true, true>(x, size, center, residual, rstd, gamma, beta, step, y);
+  });
 }
 
 template <bool kGamma, class T, class U = typename Simd<T>::U>
@@ -302,8 +326,8 @@ typename Simd<T>::V Rstd(typename Simd<T>::V variance, double epsilon, int64_t r
 
 template <class T, class U = typename Simd<T>::U>
 void ShortRows(const T* x, int64_t rows, int64_t stride, int64_t size, bool subtract_mean,
-               const U* gamma, const U* beta, double epsilon, T* y, U* mean, U* residual,
-               U* variance, int64_t out_stride) {
+               const U* gamma, const U* beta, double epsilon, Activation activation, T* y, U* mean,
+               U* residual, U* variance, int64_t out_stride) {
   using S = Simd<T>;
   using V = typename S::V;
   const V count = S::Fill(static_cast<U>(size));
@@ -346,15 +370,37 @@ void ShortRows(const T* x, int64_t rows, int64_t stride, int64_t size, bool subt
       if (beta != nullptr) out += S::Fill(beta[i]);
       v.Set(i, out);
     }
+    WithActivation(activation, [&](auto tag) {
+      if constexpr (decltype(tag)::kValue != Activation::kNone) {
+        for (int64_t i = 0; i < size; ++i) v.Set(i, Activated<decltype(tag)::kValue, T>(v[i]));
+      }
+    });
     v.Write(y + first * stride, n, stride, size);
   }
 }
 
+// g times the activation's derivative. Not inlined: that costs the others a fifth of their speed.
+template <class T, class U = typename Simd<T>::U, class V = typename Simd<T>::V>
+__attribute__((noinline)) void ShortRowsDerivative(const Transposed<T>& x, int64_t rows,
+                                                   int64_t size, V center, V rest, V rstd,
+                                                   const U* gamma, const U* beta,
+                                                   Activation activation, Transposed<T>* g) {
+  using S = Simd<T>;
+  WithActivation(activation, [&](auto tag) {
+    for (int64_t i = 0; i < size; ++i) {
+      V z = (x[i] - center - rest) * rstd;
+      if (gamma != nullptr) z *= S::Fill(gamma[i]);
+      if (beta != nullptr) z += S::Fill(beta[i]);
+      g->Set(i, S::Keep(TimesDerivative<decltype(tag)::kValue, T>((*g)[i], z), rows));
+    }
+  });
+}
+
 template <class T, class U = typename Simd<T>::U>
 void ShortRowsGradient(const T* dy, const T* x, int64_t rows, int64_t stride, int64_t size,
-                       bool subtract_mean, const U* gamma, const U* mean, const U* variance,
-                       int64_t statistics_stride, double epsilon, T* dx, double* dgamma,
-                       double* dbeta) {
+                       bool subtract_mean, const U* gamma, const U* beta, const U* mean,
+                       const U* variance, int64_t statistics_stride, double epsilon,
+                       Activation activation, T* dx, double* dgamma, double* dbeta) {
   using S = Simd<T>;
   using V = typename S::V;
   const V count = S::Fill(static_cast<U>(size));
@@ -378,6 +424,9 @@ void ShortRowsGradient(const T* dy, const T* x, int64_t rows, int64_t stride, in
       if (subtract_mean) {
         for (int64_t i = 0; i < size; ++i) rest += v[i] - center;
         rest /= count;
+      }
+      if (activation != Activation::kNone) {
+        ShortRowsDerivative(v, n, size, center, rest, rstd, gamma, beta, activation, &g);
       }
       V mean_g = {}, slope = {};
       for (int64_t i = 0; i < size; ++i) {
@@ -537,29 +586,34 @@ void LanesMoments(const T* x, int64_t rows, int64_t channels, bool subtract_mean
   }
 }
 
-template <bool kCenter, bool kShift, class T, class U = typename Simd<T>::U>
-void PlainLanesAffine(const T* x, int64_t size, int64_t lanes, const U* center, const U* scale,
-                      const U* shift, T* y) {
+// kCenter and kShift as kGamma and kBeta of rows.
+template <bool kCenter, bool kShift, class Step, class T, class U = typename Simd<T>::U>
+__attribute__((noinline)) void PlainLanesAffine(const T* x, int64_t size, int64_t lanes,
+                                                const U* center, const U* scale, const U* shift,
+                                                Step step, T* y) {
   using S = Simd<T>;
   using V = typename S::V;
+  const bool has_center = Step::kPlain ? kCenter : center != nullptr;
+  const bool has_shift = Step::kPlain ? kShift : shift != nullptr;
   for (int64_t begin = 0; begin < size; begin += lanes) {
     const T* row = x + begin;
     T* out = y + begin;
+    const Step row_step = step.From(begin);
     ForVectors<S::kLanes>(
         size - begin < lanes ? size - begin : lanes,
         [&](int64_t i) {
           V v = S::Load(row + i);
-          if constexpr (kCenter) v -= S::LoadParameter(center + i);
+          if (has_center) v -= S::LoadParameter(center + i);
           v *= S::LoadParameter(scale + i);
-          if constexpr (kShift) v += S::LoadParameter(shift + i);
-          S::Store(out + i, v);
+          if (has_shift) v += S::LoadParameter(shift + i);
+          S::Store(out + i, row_step(v, i));
         },
         [&](int64_t i, int64_t n) {
           V v = S::LoadPart(row + i, n);
-          if constexpr (kCenter) v -= S::LoadParameterPart(center + i, n);
+          if (has_center) v -= S::LoadParameterPart(center + i, n);
           v *= S::LoadParameterPart(scale + i, n);
-          if constexpr (kShift) v += S::LoadParameterPart(shift + i, n);
-          S::StorePart(out + i, v, n);
+          if (has_shift) v += S::LoadParameterPart(shift + i, n);
+          S::StorePart(out + i, row_step(v, i, n), n);
         });
   }
 }
@@ -574,17 +628,34 @@ const U* Repeat(const U* from, int64_t channels, int64_t fold, U* to) {
   return to;
 }
 
+// Over `size` elements in rows of lanes.
+template <class T, class U = typename Simd<T>::U>
+void FoldedLanesAffine(const T* x, int64_t size, int64_t lanes, const U* center, const U* scale,
+                       const U* shift, const Finish<T>& finish, T* y) {
+  if (finish.activation == Activation::kNone) {
+    using Plain = PlainStep<T>;
+    const auto run = center ? (shift ? PlainLanesAffine<true, true, Plain, T>
+                                     : PlainLanesAffine<true, false, Plain, T>)
+                            : (shift ? PlainLanesAffine<false, true, Plain, T>
+                                     : PlainLanesAffine<false, false, Plain, T>);
+    return run(x, size, lanes, center, scale, shift, Plain(), y);
+  }
+  WithStep(finish, [&](auto step) {
+    PlainLanesAffine<true, true>(x, size, lanes, center, scale, shift, step, y);
+  });
+}
+
 template <class T, class U = typename Simd<T>::U>
 void LanesAffine(const T* x, int64_t rows, int64_t channels, const U* center, const U* scale,
-                 const U* shift, T* y) {
-  const auto run =
-      center ? (shift ? PlainLanesAffine<true, true, T> : PlainLanesAffine<true, false, T>)
-             : (shift ? PlainLanesAffine<false, true, T> : PlainLanesAffine<false, false, T>);
+                 const U* shift, const Finish<T>& finish, T* y) {
   const int64_t fold = FoldOf<T>(rows, channels);
-  if (fold == 1) return run(x, rows * channels, channels, center, scale, shift, y);
+  if (fold == 1) {
+    return FoldedLanesAffine(x, rows * channels, channels, center, scale, shift, finish, y);
+  }
   U wide[3][kWidestLanes];
-  run(x, rows * channels, fold * channels, Repeat(center, channels, fold, wide[0]),
-      Repeat(scale, channels, fold, wide[1]), Repeat(shift, channels, fold, wide[2]), y);
+  FoldedLanesAffine(x, rows * channels, fold * channels, Repeat(center, channels, fold, wide[0]),
+                    Repeat(scale, channels, fold, wide[1]), Repeat(shift, channels, fold, wide[2]),
+                    finish, y);
 }
 
 template <class T>

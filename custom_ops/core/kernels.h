@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "custom_ops/core/activation.h"
 #include "custom_ops/core/geometry.h"
 
 namespace keras_norms {
@@ -47,11 +48,13 @@ struct Kernels {
   using U = Parameter<T>;
 
   Moment (*segment_moments)(const T* x, int64_t size, bool subtract_mean);
-  // y = (x - center) * scale + shift
-  void (*segment_affine)(const T* x, int64_t size, U center, U scale, U shift, T* y);
-  // y = (x - center - residual) * rstd * gamma[i] + beta[i]; gamma, beta may be null
+  // z = (x - center) * scale + shift, of which `finish` makes y. y may be finish.dy, here and
+  // below.
+  void (*segment_affine)(const T* x, int64_t size, U center, U scale, U shift,
+                         const Finish<T>& finish, T* y);
+  // z = (x - center - residual) * rstd * gamma[i] + beta[i]; gamma, beta may be null
   void (*row_affine)(const T* x, int64_t size, U center, U residual, U rstd, const U* gamma,
-                     const U* beta, T* y);
+                     const U* beta, const Finish<T>& finish, T* y);
   // gamma[i] may be null
   Sums (*segment_sums)(const T* dy, const T* x, int64_t size, const U* gamma, U center);
   void (*segment_gradient)(const T* dy, const T* x, int64_t size, const Gradient<U>& k, U gamma,
@@ -64,20 +67,21 @@ struct Kernels {
   // in the lanes of vectors. Statistics of row r go to out[r * out_stride]; those that are null,
   // and y if it is null, are not written.
   void (*short_rows)(const T* x, int64_t rows, int64_t stride, int64_t size, bool subtract_mean,
-                     const U* gamma, const U* beta, double epsilon, T* y, U* mean, U* residual,
-                     U* variance, int64_t out_stride);
-  // Adds the sums of dy * x^ to dgamma[i] and of dy to dbeta[i].
+                     const U* gamma, const U* beta, double epsilon, Activation activation, T* y,
+                     U* mean, U* residual, U* variance, int64_t out_stride);
+  // Adds the sums of dy * x^ to dgamma[i] and of dy to dbeta[i], where dy is first multiplied by
+  // the activation's derivative. beta is read for that only, and may be null.
   void (*short_rows_gradient)(const T* dy, const T* x, int64_t rows, int64_t stride, int64_t size,
-                              bool subtract_mean, const U* gamma, const U* mean, const U* variance,
-                              int64_t statistics_stride, double epsilon, T* dx, double* dgamma,
-                              double* dbeta);
+                              bool subtract_mean, const U* gamma, const U* beta, const U* mean,
+                              const U* variance, int64_t statistics_stride, double epsilon,
+                              Activation activation, T* dx, double* dgamma, double* dbeta);
 
   // Sets mean[c] and m2[c] of each lane over the rows.
   void (*lanes_moments)(const T* x, int64_t rows, int64_t channels, bool subtract_mean,
                         double* mean, double* m2);
-  // y = (x - center[c]) * scale[c] + shift[c]; center, shift may be null
+  // z = (x - center[c]) * scale[c] + shift[c]; center, shift may be null
   void (*lanes_affine)(const T* x, int64_t rows, int64_t channels, const U* center, const U* scale,
-                       const U* shift, T* y);
+                       const U* shift, const Finish<T>& finish, T* y);
   // Sets per lane the sums of dy, dy * xc and xc. center may be null.
   void (*lanes_sums)(const T* dy, const T* x, int64_t rows, int64_t channels, const U* center,
                      double* sum_dy, double* sum_dy_xc, double* sum_xc);

@@ -73,8 +73,8 @@ struct LanesForward {
 
 template <class T, class U>
 void NormalizeLanes(const Pool& pool, const Geometry& k, const T* x, const U* gamma, const U* beta,
-                    double epsilon, bool subtract_mean, T* y, const StatisticsOut<U>& out,
-                    void* scratch) {
+                    double epsilon, bool subtract_mean, Activation activation, T* y,
+                    const StatisticsOut<U>& out, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels(), sample = k.s * channels;
   Arena arena(scratch);
@@ -90,7 +90,7 @@ void NormalizeLanes(const Pool& pool, const Geometry& k, const T* x, const U* ga
         work.Standardize(k, n, task, gamma, beta, epsilon, subtract_mean, out);
         if (y == nullptr) continue;
         kernels.lanes_affine(x + n * sample, k.s, channels, work.center + base, work.scale + base,
-                             work.shift + base, y + n * sample);
+                             work.shift + base, {activation}, y + n * sample);
       }
     });
     return;
@@ -126,7 +126,7 @@ void NormalizeLanes(const Pool& pool, const Geometry& k, const T* x, const U* ga
     const int64_t n = piece / pieces, begin = n * sample + range.begin * channels,
                   base = n * channels;
     kernels.lanes_affine(x + begin, range.end - range.begin, channels, work.center + base,
-                         work.scale + base, work.shift + base, y + begin);
+                         work.scale + base, work.shift + base, {activation}, y + begin);
   });
 }
 
@@ -177,6 +177,22 @@ struct LanesBackward {
       center[slot * k.channels() + c] = mean[n * k.g + c / k.d];
     }
   }
+  // Scale and shift of z, which lie where rstd and residual will. xc: whether its sums are there.
+  void Affine(const Geometry& k, int64_t n, int64_t slot, const U* beta, const U* variance,
+              double epsilon, bool xc) const {
+    const int64_t base = slot * k.channels();
+    for (int64_t g = 0; g < k.g; ++g) {
+      const int64_t first = g * k.d;
+      double lost = 0;
+      for (int64_t i = 0; xc && i < k.d; ++i) lost += sums.xc[base + first + i];
+      const Standard<U> standard(center[base + first], lost / static_cast<double>(k.count()),
+                                 variance[n * k.g + g], epsilon);
+      for (int64_t c = first; c < first + k.d; ++c) {
+        rstd[base + c] = standard.Scale(gamma + c);
+        residual[base + c] = standard.Shift(gamma + c, beta ? beta + c : nullptr);
+      }
+    }
+  }
   // Turns the lane sums of sample n, in a slot, into coefficients, and adds its dgamma and dbeta.
   void Differentiate(const Geometry& k, int64_t n, int64_t slot, const U* variance, double epsilon,
                      bool subtract_mean) const {
@@ -206,10 +222,12 @@ struct LanesBackward {
 
 template <class T, class U>
 void NormalizeLanesGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x,
-                        const U* gamma, const U* mean, const U* variance, double epsilon,
-                        bool subtract_mean, T* dx, U* dgamma, U* dbeta, void* scratch) {
+                        const U* gamma, const U* beta, const U* mean, const U* variance,
+                        double epsilon, bool subtract_mean, Activation activation, T* dx, U* dgamma,
+                        U* dbeta, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels(), sample = k.s * channels;
+  const bool activated = activation != Activation::kNone;
   Arena arena(scratch);
   const LanesBackward<U> work(&arena, k);
   for (int64_t c = 0; c < channels; ++c) work.gamma[c] = gamma ? gamma[c] : U{1};
@@ -221,30 +239,61 @@ void NormalizeLanesGrad(const Pool& pool, const Geometry& k, const T* dy, const 
       const int64_t base = task * channels;
       for (int64_t n = range.begin; n < range.end; ++n) {
         const T *sample_dy = dy + n * sample, *sample_x = x + n * sample;
+        const auto sum = [&](const T* of) {
+          kernels.lanes_sums(of, sample_x, k.s, channels, work.center + base, work.sums.dy + base,
+                             work.sums.dy_xc + base, work.sums.xc + base);
+        };
         work.SpreadCenter(k, n, task, mean);
-        kernels.lanes_sums(sample_dy, sample_x, k.s, channels, work.center + base,
-                           work.sums.dy + base, work.sums.dy_xc + base, work.sums.xc + base);
+        if (activated) {
+          const bool residuals = NeedsResidual(mean + n * k.g, variance + n * k.g, k.g, epsilon);
+          if (residuals) sum(sample_x);
+          work.Affine(k, n, task, beta, variance, epsilon, residuals);
+          kernels.lanes_affine(sample_x, k.s, channels, work.center + base, work.rstd + base,
+                               work.residual + base, {activation, sample_dy}, dx + n * sample);
+          sample_dy = dx + n * sample;
+        }
+        sum(sample_dy);
         work.Differentiate(k, n, task, variance, epsilon, subtract_mean);
         kernels.lanes_gradient(sample_dy, sample_x, k.s, channels, work.At(base), dx + n * sample);
       }
     });
   } else {
     const int64_t pieces = LanePieces(k).pieces;
-    for (int64_t n = 0; n < k.n; ++n) work.SpreadCenter(k, n, n, mean);
-    ParallelFor(pool, k.n * pieces, [&](int64_t piece) {
-      const Range range = Part(k.s, pieces, piece % pieces);
-      const int64_t n = piece / pieces, begin = n * sample + range.begin * channels,
-                    slot = piece * channels;
-      kernels.lanes_sums(dy + begin, x + begin, range.end - range.begin, channels,
-                         work.center + n * channels, work.pieces.dy + slot,
-                         work.pieces.dy_xc + slot, work.pieces.xc + slot);
-    });
-    for (int64_t n = 0; n < k.n; ++n) {
-      for (int64_t p = 0; p < pieces; ++p) {
-        work.sums.Gather(work.pieces, (n * pieces + p) * channels, n * channels, channels, p == 0);
+    // The sums of `of`, after the derivative of the activation where that is asked for.
+    const auto sum = [&](const T* of, bool activate) {
+      ParallelFor(pool, k.n * pieces, [&](int64_t piece) {
+        const Range range = Part(k.s, pieces, piece % pieces);
+        const int64_t n = piece / pieces, begin = n * sample + range.begin * channels,
+                      slot = piece * channels, base = n * channels, rows = range.end - range.begin;
+        const T* piece_of = of + begin;
+        if (activate) {
+          kernels.lanes_affine(x + begin, rows, channels, work.center + base, work.rstd + base,
+                               work.residual + base, {activation, piece_of}, dx + begin);
+          piece_of = dx + begin;
+        }
+        kernels.lanes_sums(piece_of, x + begin, rows, channels, work.center + base,
+                           work.pieces.dy + slot, work.pieces.dy_xc + slot, work.pieces.xc + slot);
+      });
+      for (int64_t n = 0; n < k.n; ++n) {
+        for (int64_t p = 0; p < pieces; ++p) {
+          const int64_t from = (n * pieces + p) * channels;
+          work.sums.Gather(work.pieces, from, n * channels, channels, p == 0);
+        }
       }
+    };
+    for (int64_t n = 0; n < k.n; ++n) work.SpreadCenter(k, n, n, mean);
+    if (activated) {
+      const bool residuals = NeedsResidual(mean, variance, k.units(), epsilon);
+      if (residuals) sum(x, false);
+      for (int64_t n = 0; n < k.n; ++n) {
+        work.Affine(k, n, n, beta, variance, epsilon, residuals);
+      }
+    }
+    sum(dy, activated);
+    for (int64_t n = 0; n < k.n; ++n) {
       work.Differentiate(k, n, n, variance, epsilon, subtract_mean);
     }
+    if (activated) dy = dx;
     ParallelFor(pool, k.n * pieces, [&](int64_t piece) {
       const Range range = Part(k.s, pieces, piece % pieces);
       const int64_t n = piece / pieces, begin = n * sample + range.begin * channels;

@@ -99,8 +99,9 @@ struct Spread {
 
 template <class T>
 void NormalizeWith(const Pool& pool, const Geometry& k, const T* x, const Parameter<T>* gamma,
-                   const Parameter<T>* beta, double epsilon, bool subtract_mean, T* y,
-                   const StatisticsOut<Parameter<T>>& out, void* scratch) {
+                   const Parameter<T>* beta, double epsilon, bool subtract_mean,
+                   Activation activation, T* y, const StatisticsOut<Parameter<T>>& out,
+                   void* scratch) {
   using U = Parameter<T>;
   if (k.size() == 0) {
     for (int64_t unit = 0; unit < k.units(); ++unit) out.Set(unit, Standard<U>({0, 0}, 1, 1));
@@ -110,14 +111,14 @@ void NormalizeWith(const Pool& pool, const Geometry& k, const T* x, const Parame
     Arena arena(scratch);
     const Spread<U> spread(&arena, k, scratch);
     return NormalizeWith<T>(pool, spread.k, x, spread.Repeat(gamma, spread.gamma),
-                            spread.Repeat(beta, spread.beta), epsilon, subtract_mean, y, out,
-                            spread.scratch);
+                            spread.Repeat(beta, spread.beta), epsilon, subtract_mean, activation, y,
+                            out, spread.scratch);
   }
   const Walk walk = WalkOf(k);
   const auto run = walk == Walk::kRows    ? NormalizeRows<T, U>
                    : walk == Walk::kLanes ? NormalizeLanes<T, U>
                                           : NormalizeRuns<T, U>;
-  run(pool, k, x, gamma, beta, epsilon, subtract_mean, y, out, scratch);
+  run(pool, k, x, gamma, beta, epsilon, subtract_mean, activation, y, out, scratch);
 }
 
 }  // namespace
@@ -159,17 +160,18 @@ int64_t ScratchBytes(const Geometry& k) {
 
 template <class T>
 void Normalize(const Pool& pool, const Geometry& k, const T* x, const Parameter<T>* gamma,
-               const Parameter<T>* beta, double epsilon, bool subtract_mean, T* y,
-               Parameter<T>* mean, Parameter<T>* variance, void* scratch) {
-  NormalizeWith<T>(pool, k, x, gamma, beta, epsilon, subtract_mean, y, {mean, nullptr, variance},
-                   scratch);
+               const Parameter<T>* beta, double epsilon, bool subtract_mean, Activation activation,
+               T* y, Parameter<T>* mean, Parameter<T>* variance, void* scratch) {
+  NormalizeWith<T>(pool, k, x, gamma, beta, epsilon, subtract_mean, activation, y,
+                   {mean, nullptr, variance}, scratch);
 }
 
 template <class T>
 void NormalizeGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x,
-                   const Parameter<T>* gamma, const Parameter<T>* mean,
-                   const Parameter<T>* variance, double epsilon, bool subtract_mean, T* dx,
-                   Parameter<T>* dgamma, Parameter<T>* dbeta, void* scratch) {
+                   const Parameter<T>* gamma, const Parameter<T>* beta, const Parameter<T>* mean,
+                   const Parameter<T>* variance, double epsilon, bool subtract_mean,
+                   Activation activation, T* dx, Parameter<T>* dgamma, Parameter<T>* dbeta,
+                   void* scratch) {
   using U = Parameter<T>;
   if (k.size() == 0) {
     if (dgamma != nullptr) std::fill_n(dgamma, k.channels(), U{0});
@@ -179,8 +181,9 @@ void NormalizeGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x,
   if (Spreads(k)) {
     Arena arena(scratch);
     const Spread<U> spread(&arena, k, scratch);
-    NormalizeGrad<T>(pool, spread.k, dy, x, spread.Repeat(gamma, spread.gamma), mean, variance,
-                     epsilon, subtract_mean, dx, dgamma ? spread.dgamma : nullptr,
+    NormalizeGrad<T>(pool, spread.k, dy, x, spread.Repeat(gamma, spread.gamma),
+                     spread.Repeat(beta, spread.beta), mean, variance, epsilon, subtract_mean,
+                     activation, dx, dgamma ? spread.dgamma : nullptr,
                      dbeta ? spread.dbeta : nullptr, spread.scratch);
     spread.Gather(spread.dgamma, dgamma);
     spread.Gather(spread.dbeta, dbeta);
@@ -190,13 +193,14 @@ void NormalizeGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x,
   const auto run = walk == Walk::kRows    ? NormalizeRowsGrad<T, U>
                    : walk == Walk::kLanes ? NormalizeLanesGrad<T, U>
                                           : NormalizeRunsGrad<T, U>;
-  run(pool, k, dy, x, gamma, mean, variance, epsilon, subtract_mean, dx, dgamma, dbeta, scratch);
+  run(pool, k, dy, x, gamma, beta, mean, variance, epsilon, subtract_mean, activation, dx, dgamma,
+      dbeta, scratch);
 }
 
 template <class T>
 void Moments(const Pool& pool, const Geometry& k, const T* x, bool subtract_mean,
              Parameter<T>* mean, Parameter<T>* residual, Parameter<T>* variance, void* scratch) {
-  NormalizeWith<T>(pool, k, x, nullptr, nullptr, 1.0, subtract_mean, nullptr,
+  NormalizeWith<T>(pool, k, x, nullptr, nullptr, 1.0, subtract_mean, Activation::kNone, nullptr,
                    {mean, residual, variance}, scratch);
 }
 
@@ -224,7 +228,7 @@ void MomentsGrad(const Pool& pool, const Geometry& k, const T* x, const Paramete
       scale[i] = scale_of(unit);
       shift[i] = shift_of(unit);
     }
-    return ScaleShift<T>(pool, k, x, center, scale, shift, dx);
+    return ScaleShift<T>(pool, k, x, center, scale, shift, Activation::kNone, dx);
   }
   // Of rows and runs, the d * t elements of a mean in one s lie side by side.
   const int64_t block = k.d * k.t, blocks = k.n * k.s * k.g;
@@ -236,14 +240,14 @@ void MomentsGrad(const Pool& pool, const Geometry& k, const T* x, const Paramete
       const int64_t b = i / tiles, unit = b / (k.s * k.g) * k.g + b % k.g;
       const Range part = Part(block, tiles, i % tiles);
       kernels.segment_affine(x + b * block + part.begin, part.end - part.begin, mean[unit],
-                             scale_of(unit), shift_of(unit), dx + b * block + part.begin);
+                             scale_of(unit), shift_of(unit), {}, dx + b * block + part.begin);
     }
   });
 }
 
 template <class T>
 void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter<T>* center,
-                const Parameter<T>* scale, const Parameter<T>* shift, T* y) {
+                const Parameter<T>* scale, const Parameter<T>* shift, Activation activation, T* y) {
   using U = Parameter<T>;
   if (k.size() == 0) return;
   const Kernels<T>& kernels = KernelsOf<T>();
@@ -252,7 +256,7 @@ void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter
     ForLaneRows(pool, k, [&](int64_t n, int64_t begin, int64_t end) {
       const int64_t base = n * channels, offset = (n * k.s + begin) * channels;
       kernels.lanes_affine(x + offset, end - begin, channels, center ? center + base : nullptr,
-                           scale + base, shift ? shift + base : nullptr, y + offset);
+                           scale + base, shift ? shift + base : nullptr, {activation}, y + offset);
     });
     return;
   }
@@ -266,15 +270,16 @@ void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter
       const Range part = Part(k.t, tiles, i % tiles);
       const int64_t offset = run * k.t + part.begin;
       kernels.segment_affine(x + offset, part.end - part.begin, center ? center[c] : U{0}, scale[c],
-                             shift ? shift[c] : U{0}, y + offset);
+                             shift ? shift[c] : U{0}, {activation}, y + offset);
     }
   });
 }
 
 template <class T>
 void ScaleShiftGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x,
-                    const Parameter<T>* center, const Parameter<T>* scale, T* dx,
-                    Parameter<T>* dscale, Parameter<T>* dshift, void* scratch) {
+                    const Parameter<T>* center, const Parameter<T>* scale,
+                    const Parameter<T>* shift, Activation activation, T* dx, Parameter<T>* dscale,
+                    Parameter<T>* dshift, void* scratch) {
   using U = Parameter<T>;
   const int64_t channels = k.channels(), sample = k.s * channels;
   if (k.size() == 0) {
@@ -286,12 +291,25 @@ void ScaleShiftGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x
   Arena arena(scratch);
   const ScaleShiftScratch work(&arena, k);
   const auto center_at = [&](int64_t c) { return center ? center + c : nullptr; };
+  const bool activated = activation != Activation::kNone;
+  const T* const dz = activated ? dx : dy;
+  // Puts dz = dy * activation'(z) of rows of lanes into dx, where the sums find it in cache.
+  const auto activate = [&](int64_t begin, int64_t rows, int64_t n) {
+    kernels.lanes_affine(x + begin, rows, channels, center_at(n * channels), scale + n * channels,
+                         shift ? shift + n * channels : nullptr, {activation, dy + begin},
+                         dx + begin);
+  };
   // The sums first: dx may be dy.
   if (k.t > 1) {
     const RunPieces pieces(k);
     ForPieces(pool, pieces, [&](int64_t i, const RunPiece& piece) {
       const int64_t c = piece.n * channels + piece.c;
-      work.pieces[i] = ChannelSums(kernels, k, piece, dy, x, center ? center[c] : U{0});
+      const U middle = center ? center[c] : U{0};
+      if (activated) {
+        ActivatePiece(kernels, k, piece, x, middle, scale[c], shift ? shift[c] : U{0}, activation,
+                      dy, dx);
+      }
+      work.pieces[i] = ChannelSums(kernels, k, piece, dz, x, middle);
     });
     for (int64_t c = 0; c < k.n * channels; ++c) {
       double sum_dy = 0, sum_dy_xc = 0;
@@ -308,7 +326,8 @@ void ScaleShiftGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x
       const Range range = Part(k.s, pieces, piece % pieces);
       const int64_t n = piece / pieces, begin = n * sample + range.begin * channels,
                     slot = piece * channels;
-      kernels.lanes_sums(dy + begin, x + begin, range.end - range.begin, channels,
+      if (activated) activate(begin, range.end - range.begin, n);
+      kernels.lanes_sums(dz + begin, x + begin, range.end - range.begin, channels,
                          center_at(n * channels), work.lanes.dy + slot, work.lanes.dy_xc + slot,
                          work.lanes.xc + slot);
     });
@@ -322,7 +341,8 @@ void ScaleShiftGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x
       const Range range = Part(k.n, work.slots, task);
       const int64_t slot = task * channels;
       for (int64_t n = range.begin; n < range.end; ++n) {
-        kernels.lanes_sums(dy + n * sample, x + n * sample, k.s, channels, center_at(n * channels),
+        if (activated) activate(n * sample, k.s, n);
+        kernels.lanes_sums(dz + n * sample, x + n * sample, k.s, channels, center_at(n * channels),
                            work.lanes.dy + slot, work.lanes.dy_xc + slot, work.lanes.xc + slot);
         for (int64_t c = 0; c < channels; ++c) {
           dshift[n * channels + c] = static_cast<U>(work.lanes.dy[slot + c]);
@@ -331,26 +351,27 @@ void ScaleShiftGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x
       }
     });
   }
-  ScaleShift<T>(pool, k, dy, nullptr, scale, nullptr, dx);
+  ScaleShift<T>(pool, k, dz, nullptr, scale, nullptr, Activation::kNone, dx);
 }
 
-#define KERAS_NORMS_INSTANTIATE(T)                                                                \
-  template void Normalize<T>(const Pool&, const Geometry&, const T*, const Parameter<T>*,         \
-                             const Parameter<T>*, double, bool, T*, Parameter<T>*, Parameter<T>*, \
-                             void*);                                                              \
-  template void NormalizeGrad<T>(const Pool&, const Geometry&, const T*, const T*,                \
-                                 const Parameter<T>*, const Parameter<T>*, const Parameter<T>*,   \
-                                 double, bool, T*, Parameter<T>*, Parameter<T>*, void*);          \
-  template void Moments<T>(const Pool&, const Geometry&, const T*, bool, Parameter<T>*,           \
-                           Parameter<T>*, Parameter<T>*, void*);                                  \
-  template void MomentsGrad<T>(const Pool&, const Geometry&, const T*, const Parameter<T>*,       \
-                               const Parameter<T>*, const Parameter<T>*, const Parameter<T>*, T*, \
-                               void*);                                                            \
-  template void ScaleShift<T>(const Pool&, const Geometry&, const T*, const Parameter<T>*,        \
-                              const Parameter<T>*, const Parameter<T>*, T*);                      \
-  template void ScaleShiftGrad<T>(const Pool&, const Geometry&, const T*, const T*,               \
-                                  const Parameter<T>*, const Parameter<T>*, T*, Parameter<T>*,    \
-                                  Parameter<T>*, void*);
+#define KERAS_NORMS_INSTANTIATE(T)                                                                 \
+  template void Normalize<T>(const Pool&, const Geometry&, const T*, const Parameter<T>*,          \
+                             const Parameter<T>*, double, bool, Activation, T*, Parameter<T>*,     \
+                             Parameter<T>*, void*);                                                \
+  template void NormalizeGrad<T>(const Pool&, const Geometry&, const T*, const T*,                 \
+                                 const Parameter<T>*, const Parameter<T>*, const Parameter<T>*,    \
+                                 const Parameter<T>*, double, bool, Activation, T*, Parameter<T>*, \
+                                 Parameter<T>*, void*);                                            \
+  template void Moments<T>(const Pool&, const Geometry&, const T*, bool, Parameter<T>*,            \
+                           Parameter<T>*, Parameter<T>*, void*);                                   \
+  template void MomentsGrad<T>(const Pool&, const Geometry&, const T*, const Parameter<T>*,        \
+                               const Parameter<T>*, const Parameter<T>*, const Parameter<T>*, T*,  \
+                               void*);                                                             \
+  template void ScaleShift<T>(const Pool&, const Geometry&, const T*, const Parameter<T>*,         \
+                              const Parameter<T>*, const Parameter<T>*, Activation, T*);           \
+  template void ScaleShiftGrad<T>(const Pool&, const Geometry&, const T*, const T*,                \
+                                  const Parameter<T>*, const Parameter<T>*, const Parameter<T>*,   \
+                                  Activation, T*, Parameter<T>*, Parameter<T>*, void*);
 KERAS_NORMS_INSTANTIATE(float)
 KERAS_NORMS_INSTANTIATE(double)
 KERAS_NORMS_INSTANTIATE(bfloat16)

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "custom_ops/core/activation.h"
 #include "custom_ops/core/geometry.h"
 #include "custom_ops/core/parallel.h"
 
@@ -19,23 +20,28 @@ int64_t ScratchBytes(const Geometry& k);
 // KERAS_NORMS_SIMD names a lower one.
 const char* SimdTarget();
 
-//   y = (x - mean) / sqrt(variance + epsilon) * gamma + beta
+//   y = activation(z)   z = (x - mean) / sqrt(variance + epsilon) * gamma + beta
 // mean[n, g] rounded to Parameter<T>, variance[n, g] biased. Without subtract_mean the mean is
 // taken as 0 and variance is the mean square. A unit of no elements has mean 0 and variance 0.
 template <class T>
 void Normalize(const Pool& pool, const Geometry& k, const T* x, const Parameter<T>* gamma,
-               const Parameter<T>* beta, double epsilon, bool subtract_mean, T* y,
-               Parameter<T>* mean, Parameter<T>* variance, void* scratch);
+               const Parameter<T>* beta, double epsilon, bool subtract_mean, Activation activation,
+               T* y, Parameter<T>* mean, Parameter<T>* variance, void* scratch);
 
-// With x^ = (x - mean) * rstd, g = dy * gamma and means over (s, d, t):
-//   dx = rstd * (g - mean(g) - x^ * mean(g * x^))   dgamma = sum dy * x^   dbeta = sum dy
+// With x^ = (x - mean) * rstd, dz = dy * activation'(z), g = dz * gamma and means over (s, d, t):
+//   dx = rstd * (g - mean(g) - x^ * mean(g * x^))   dgamma = sum dz * x^   dbeta = sum dz
 // mean and variance are Normalize's. The rounding of mean is made good: its distance from the exact
 // mean is found in the same pass over x. dx may be dy. dgamma and dbeta may be null.
+//
+// z is found again from x: that needs beta, which is not read without an activation, and for a mean
+// that is far from 0 a pass over x, for what rounding lost of it. dz is kept in dx until dx takes
+// its place, so of a 16-bit T it is rounded to T, as the gradient of an activation by itself is.
 template <class T>
 void NormalizeGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x,
-                   const Parameter<T>* gamma, const Parameter<T>* mean,
-                   const Parameter<T>* variance, double epsilon, bool subtract_mean, T* dx,
-                   Parameter<T>* dgamma, Parameter<T>* dbeta, void* scratch);
+                   const Parameter<T>* gamma, const Parameter<T>* beta, const Parameter<T>* mean,
+                   const Parameter<T>* variance, double epsilon, bool subtract_mean,
+                   Activation activation, T* dx, Parameter<T>* dgamma, Parameter<T>* dbeta,
+                   void* scratch);
 
 // The exact mean is mean + residual, where residual is what rounding mean to Parameter<T> lost.
 template <class T>
@@ -48,16 +54,18 @@ void MomentsGrad(const Pool& pool, const Geometry& k, const T* x, const Paramete
                  const Parameter<T>* residual, const Parameter<T>* dmean,
                  const Parameter<T>* dvariance, T* dx, void* scratch);
 
-//   y = (x - center) * scale + shift, all three per (n, g, d)
+//   y = activation(z)   z = (x - center) * scale + shift, all three per (n, g, d)
 template <class T>
 void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter<T>* center,
-                const Parameter<T>* scale, const Parameter<T>* shift, T* y);
+                const Parameter<T>* scale, const Parameter<T>* shift, Activation activation, T* y);
 
-//   dx = dy * scale   dscale[n, g, d] = sum dy * (x - center)   dshift[n, g, d] = sum dy
+// With dz = dy * activation'(z), kept in dx as above; shift is read for that only:
+//   dx = dz * scale   dscale[n, g, d] = sum dz * (x - center)   dshift[n, g, d] = sum dz
 template <class T>
 void ScaleShiftGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x,
-                    const Parameter<T>* center, const Parameter<T>* scale, T* dx,
-                    Parameter<T>* dscale, Parameter<T>* dshift, void* scratch);
+                    const Parameter<T>* center, const Parameter<T>* scale,
+                    const Parameter<T>* shift, Activation activation, T* dx, Parameter<T>* dscale,
+                    Parameter<T>* dshift, void* scratch);
 
 }  // namespace keras_norms
 

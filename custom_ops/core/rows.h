@@ -54,8 +54,8 @@ struct RowsForward {
 
 template <class T, class U>
 void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gamma, const U* beta,
-                   double epsilon, bool subtract_mean, T* y, const StatisticsOut<U>& out,
-                   void* scratch) {
+                   double epsilon, bool subtract_mean, Activation activation, T* y,
+                   const StatisticsOut<U>& out, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t rows = k.units(), d = k.d;
   const auto at = [&](const U* p, int64_t row) { return p ? p + row % k.g * d : nullptr; };
@@ -64,7 +64,7 @@ void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gam
     ParallelFor(pool, tasks, [&](int64_t task) {
       ForSamples(k, Part(k.n, tasks, task), [&](int64_t row, int64_t samples) {
         kernels.short_rows(x + row * d, samples, k.channels(), d, subtract_mean, at(gamma, row),
-                           at(beta, row), epsilon, y ? y + row * d : nullptr,
+                           at(beta, row), epsilon, activation, y ? y + row * d : nullptr,
                            out.mean ? out.mean + row : nullptr,
                            out.residual ? out.residual + row : nullptr,
                            out.variance ? out.variance + row : nullptr, k.g);
@@ -83,7 +83,7 @@ void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gam
         if (y == nullptr) continue;
         kernels.row_affine(x + row * d, d, standard.center, standard.residual,
                            static_cast<U>(standard.rstd), at(gamma, row), at(beta, row),
-                           y + row * d);
+                           {activation}, y + row * d);
       }
     });
     return;
@@ -114,7 +114,7 @@ void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gam
     const int64_t row = piece / pieces.tiles, begin = row * d + range.begin;
     const auto from = [&](const U* p) { return p ? at(p, row) + range.begin : nullptr; };
     kernels.row_affine(x + begin, range.end - range.begin, work.center[row], work.residual[row],
-                       work.rstd[row], from(gamma), from(beta), y + begin);
+                       work.rstd[row], from(gamma), from(beta), {activation}, y + begin);
   });
 }
 
@@ -163,8 +163,9 @@ struct RowsBackward {
 
 template <class T, class U>
 void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x, const U* gamma,
-                       const U* mean, const U* variance, double epsilon, bool subtract_mean, T* dx,
-                       U* dgamma, U* dbeta, void* scratch) {
+                       const U* beta, const U* mean, const U* variance, double epsilon,
+                       bool subtract_mean, Activation activation, T* dx, U* dgamma, U* dbeta,
+                       void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t rows = k.units(), d = k.d, channels = k.channels();
   const bool parameters = dgamma != nullptr || dbeta != nullptr;
@@ -178,9 +179,9 @@ void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
       ForSamples(k, Part(k.n, work.tasks, task), [&](int64_t row, int64_t samples) {
         const int64_t first = row % k.g * d;
         kernels.short_rows_gradient(dy + row * d, x + row * d, samples, channels, d, subtract_mean,
-                                    gamma ? gamma + first : nullptr, mean + row, variance + row,
-                                    k.g, epsilon, dx + row * d, sums.dgamma_sum + first,
-                                    sums.dbeta_sum + first);
+                                    gamma ? gamma + first : nullptr, beta ? beta + first : nullptr,
+                                    mean + row, variance + row, k.g, epsilon, activation,
+                                    dx + row * d, sums.dgamma_sum + first, sums.dbeta_sum + first);
       });
     });
     if (parameters) {
@@ -199,6 +200,17 @@ void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
         const T *row_dy = dy + row * d, *row_x = x + row * d;
         const int64_t first = row % k.g * d;
         const U* row_gamma = gamma ? gamma + first : nullptr;
+        if (activation != Activation::kNone) {
+          double residual = 0;
+          if (NeedsResidual(mean + row, variance + row, 1, epsilon)) {
+            residual = kernels.segment_sums(row_x, row_x, d, nullptr, mean[row]).xc / count;
+          }
+          const Standard<U> standard(mean[row], residual, variance[row], epsilon);
+          kernels.row_affine(row_x, d, standard.center, standard.residual,
+                             static_cast<U>(standard.rstd), row_gamma,
+                             beta ? beta + first : nullptr, {activation, row_dy}, dx + row * d);
+          row_dy = dx + row * d;
+        }
         const GradientOf<U> gradient(kernels.segment_sums(row_dy, row_x, d, row_gamma, mean[row]),
                                      count, mean[row], variance[row], epsilon, subtract_mean);
         kernels.row_gradient(row_dy, row_x, d, gradient.k, row_gamma, dx + row * d,
@@ -218,21 +230,48 @@ void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
     return;
   }
   const RowPieces pieces(k);
-  ParallelFor(pool, pieces.size(), [&](int64_t piece) {
-    const Range range = Part(d, pieces.tiles, piece % pieces.tiles);
-    const int64_t row = piece / pieces.tiles, begin = row * d + range.begin;
-    work.pieces[piece] =
-        kernels.segment_sums(dy + begin, x + begin, range.end - range.begin,
-                             gamma ? gamma + row % k.g * d + range.begin : nullptr, mean[row]);
-  });
-  for (int64_t row = 0; row < rows; ++row) {
+  const auto sum_of = [&](int64_t row) {
     Sums all = {0, 0, 0};
     for (int64_t tile = 0; tile < pieces.tiles; ++tile) {
       const Sums& piece = work.pieces[row * pieces.tiles + tile];
       all = {all.g + piece.g, all.g_xc + piece.g_xc, all.xc + piece.xc};
     }
+    return all;
+  };
+  if (activation != Activation::kNone) {
+    const bool residuals = NeedsResidual(mean, variance, rows, epsilon);
+    if (residuals) {
+      ParallelFor(pool, pieces.size(), [&](int64_t piece) {
+        const Range range = Part(d, pieces.tiles, piece % pieces.tiles);
+        const int64_t row = piece / pieces.tiles;
+        const T* begin = x + row * d + range.begin;
+        work.pieces[piece] =
+            kernels.segment_sums(begin, begin, range.end - range.begin, nullptr, mean[row]);
+      });
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      work.gradients[row].residual = residuals ? static_cast<U>(sum_of(row).xc / count) : U{0};
+    }
+  }
+  ParallelFor(pool, pieces.size(), [&](int64_t piece) {
+    const Range range = Part(d, pieces.tiles, piece % pieces.tiles);
+    const int64_t row = piece / pieces.tiles, begin = row * d + range.begin,
+                  size = range.end - range.begin;
+    const auto from = [&](const U* p) { return p ? p + row % k.g * d + range.begin : nullptr; };
+    const T* piece_dy = dy + begin;
+    if (activation != Activation::kNone) {
+      const Standard<U> standard(mean[row], work.gradients[row].residual, variance[row], epsilon);
+      kernels.row_affine(x + begin, size, standard.center, standard.residual,
+                         static_cast<U>(standard.rstd), from(gamma), from(beta),
+                         {activation, piece_dy}, dx + begin);
+      piece_dy = dx + begin;
+    }
+    work.pieces[piece] = kernels.segment_sums(piece_dy, x + begin, size, from(gamma), mean[row]);
+  });
+  if (activation != Activation::kNone) dy = dx;
+  for (int64_t row = 0; row < rows; ++row) {
     work.gradients[row] =
-        GradientOf<U>(all, count, mean[row], variance[row], epsilon, subtract_mean).k;
+        GradientOf<U>(sum_of(row), count, mean[row], variance[row], epsilon, subtract_mean).k;
   }
   const int64_t strips = CeilDiv(d, kColumns);
   ParallelFor(pool, k.g * strips, [&](int64_t task) {

@@ -80,8 +80,8 @@ struct RunsForward {
 
 template <class T, class U>
 void NormalizeRuns(const Pool& pool, const Geometry& k, const T* x, const U* gamma, const U* beta,
-                   double epsilon, bool subtract_mean, T* y, const StatisticsOut<U>& out,
-                   void* scratch) {
+                   double epsilon, bool subtract_mean, Activation activation, T* y,
+                   const StatisticsOut<U>& out, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels();
   const double count = static_cast<double>(k.count());
@@ -104,7 +104,8 @@ void NormalizeRuns(const Pool& pool, const Geometry& k, const T* x, const U* gam
           const U scale = standard.Scale(at(gamma, c));
           const U shift = standard.Shift(at(gamma, c), at(beta, c));
           ForRuns(k, WholeChannel(k, n, c), [&](int64_t offset, int64_t size) {
-            kernels.segment_affine(x + offset, size, standard.center, scale, shift, y + offset);
+            kernels.segment_affine(x + offset, size, standard.center, scale, shift, {activation},
+                                   y + offset);
           });
         }
       }
@@ -145,7 +146,7 @@ void NormalizeRuns(const Pool& pool, const Geometry& k, const T* x, const U* gam
     const int64_t at_channel = piece.n * channels + piece.c;
     ForRuns(k, piece, [&](int64_t offset, int64_t size) {
       kernels.segment_affine(x + offset, size, work.center[at_channel], work.scale[at_channel],
-                             work.shift[at_channel], y + offset);
+                             work.shift[at_channel], {activation}, y + offset);
     });
   });
 }
@@ -159,6 +160,16 @@ Sums ChannelSums(const Kernels<T>& kernels, const Geometry& k, const RunPiece& p
     all = {all.g + run.g, all.g_xc + run.g_xc, all.xc + run.xc};
   });
   return all;
+}
+
+// Puts dz = dy * activation'(z) of a piece into dx, where the sums find it in cache.
+template <class T, class U>
+void ActivatePiece(const Kernels<T>& kernels, const Geometry& k, const RunPiece& piece, const T* x,
+                   U center, U scale, U shift, Activation activation, const T* dy, T* dx) {
+  ForRuns(k, piece, [&](int64_t offset, int64_t size) {
+    kernels.segment_affine(x + offset, size, center, scale, shift, {activation, dy + offset},
+                           dx + offset);
+  });
 }
 
 // Adds a channel's sums of dy, times gamma, to its group's sums of g.
@@ -190,11 +201,14 @@ struct RunsBackward {
 
 template <class T, class U>
 void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T* x, const U* gamma,
-                       const U* mean, const U* variance, double epsilon, bool subtract_mean, T* dx,
-                       U* dgamma, U* dbeta, void* scratch) {
+                       const U* beta, const U* mean, const U* variance, double epsilon,
+                       bool subtract_mean, Activation activation, T* dx, U* dgamma, U* dbeta,
+                       void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels();
   const double count = static_cast<double>(k.count());
+  const bool activated = activation != Activation::kNone;
+  const T* const dz = activated ? dx : dy;
   Arena arena(scratch);
   const RunsBackward<U> work(&arena, k);
   std::fill_n(work.dgamma, work.parts * channels, 0.0);
@@ -213,10 +227,17 @@ void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
     }
     return gradient.k;
   };
+  const auto activate = [&](const RunPiece& piece, int64_t unit, double residual) {
+    const Standard<U> standard(mean[unit], residual, variance[unit], epsilon);
+    const U* w = gamma ? gamma + piece.c : nullptr;
+    const U* b = beta ? beta + piece.c : nullptr;
+    ActivatePiece(kernels, k, piece, x, standard.center, standard.Scale(w), standard.Shift(w, b),
+                  activation, dy, dx);
+  };
   const auto apply = [&](const RunPiece& piece, const Gradient<U>& gradient) {
     const U w = gamma ? gamma[piece.c] : U{1};
     ForRuns(k, piece, [&](int64_t offset, int64_t size) {
-      kernels.segment_gradient(dy + offset, x + offset, size, gradient, w, dx + offset);
+      kernels.segment_gradient(dz + offset, x + offset, size, gradient, w, dx + offset);
     });
   };
 
@@ -227,8 +248,16 @@ void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
       Sums* sums = work.channels + part * channels + g * k.d;
       for (int64_t n = range.begin; n < range.end; ++n) {
         const int64_t unit = n * k.g + g;
+        double xc = 0;
+        if (activated && NeedsResidual(mean + unit, variance + unit, 1, epsilon)) {
+          for (int64_t c = g * k.d; c < (g + 1) * k.d; ++c) {
+            xc += ChannelSums(kernels, k, WholeChannel(k, n, c), x, x, mean[unit]).xc;
+          }
+        }
         for (int64_t i = 0; i < k.d; ++i) {
-          sums[i] = ChannelSums(kernels, k, WholeChannel(k, n, g * k.d + i), dy, x, mean[unit]);
+          const RunPiece channel = WholeChannel(k, n, g * k.d + i);
+          if (activated) activate(channel, unit, xc / count);
+          sums[i] = ChannelSums(kernels, k, channel, dz, x, mean[unit]);
         }
         const Gradient<U> gradient = differentiate(unit, part, sums);
         for (int64_t i = 0; i < k.d; ++i) apply(WholeChannel(k, n, g * k.d + i), gradient);
@@ -236,9 +265,27 @@ void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
     });
   } else {
     const RunPieces pieces(k);
+    const auto unit_of = [&](const RunPiece& piece) { return piece.n * k.g + piece.c / k.d; };
+    if (activated) {
+      const bool residuals = NeedsResidual(mean, variance, k.units(), epsilon);
+      if (residuals) {
+        ForPieces(pool, pieces, [&](int64_t i, const RunPiece& piece) {
+          work.pieces[i] = ChannelSums(kernels, k, piece, x, x, mean[unit_of(piece)]);
+        });
+      }
+      const int64_t per_unit = k.d * pieces.per_channel();
+      for (int64_t unit = 0; unit < k.units(); ++unit) {
+        double xc = 0;
+        for (int64_t i = unit * per_unit; residuals && i < (unit + 1) * per_unit; ++i) {
+          xc += work.pieces[i].xc;
+        }
+        work.gradients[unit].residual = static_cast<U>(xc / count);
+      }
+    }
     ForPieces(pool, pieces, [&](int64_t i, const RunPiece& piece) {
-      const int64_t unit = piece.n * k.g + piece.c / k.d;
-      work.pieces[i] = ChannelSums(kernels, k, piece, dy, x, mean[unit]);
+      const int64_t unit = unit_of(piece);
+      if (activated) activate(piece, unit, work.gradients[unit].residual);
+      work.pieces[i] = ChannelSums(kernels, k, piece, dz, x, mean[unit]);
     });
     for (int64_t unit = 0; unit < k.units(); ++unit) {
       const int64_t n = unit / k.g, first = n * channels + unit % k.g * k.d;
@@ -253,7 +300,7 @@ void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
       work.gradients[unit] = differentiate(unit, n, work.channels + first);
     }
     ForPieces(pool, pieces, [&](int64_t, const RunPiece& piece) {
-      apply(piece, work.gradients[piece.n * k.g + piece.c / k.d]);
+      apply(piece, work.gradients[unit_of(piece)]);
     });
   }
   if (dgamma != nullptr || dbeta != nullptr) {

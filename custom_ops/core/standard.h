@@ -47,6 +47,12 @@ struct Standard {
     variance = static_cast<U>(moment.m2 / count);
     rstd = 1 / std::sqrt(moment.m2 / count + epsilon);
   }
+  // Of what was kept for the way back.
+  Standard(U center, double residual, U variance, double epsilon)
+      : center(center),
+        residual(static_cast<U>(residual)),
+        variance(variance),
+        rstd(1 / std::sqrt(static_cast<double>(variance) + epsilon)) {}
   // y = (x - center) * scale + shift
   U Scale(const U* gamma) const { return static_cast<U>(gamma ? rstd * *gamma : rstd); }
   U Shift(const U* gamma, const U* beta) const {
@@ -54,6 +60,16 @@ struct Standard {
     return static_cast<U>((beta ? *beta : 0) - lost);
   }
 };
+
+// Whether z needs what rounding lost of the mean, which costs a pass over x to find. Of a mean
+// within 8 deviations of 0 that moves z by at most 8 * gamma roundings of 1.
+template <class U>
+bool NeedsResidual(const U* mean, const U* variance, int64_t units, double epsilon) {
+  for (int64_t i = 0; i < units; ++i) {
+    if (static_cast<double>(mean[i]) * mean[i] > 64 * (variance[i] + epsilon)) return true;
+  }
+  return false;
+}
 
 // Where Normalize writes the statistics; any may be null.
 template <class U>

@@ -4,12 +4,14 @@
 
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/types/span.h"
+#include "custom_ops/core/activation.h"
 #include "custom_ops/core/geometry.h"
 #include "tensorflow/core/framework/types.h"
 #include "tensorflow/core/util/overflow.h"
@@ -22,12 +24,22 @@ absl::Status ReadIfThere(Construction* c, const char* name, V* value) {
   return c->HasAttr(name) ? c->GetAttr(name, value) : absl::OkStatus();
 }
 
+// As the ops' attribute `activation` names it; its definition refuses other names.
+inline Activation ActivationNamed(const std::string& name) {
+  return name == "relu"   ? Activation::kRelu
+         : name == "silu" ? Activation::kSilu
+         : name == "gelu" ? Activation::kGelu
+                          : Activation::kNone;
+}
+
 struct Attributes {
   int64_t sample_axes = 0, before_axes = 0, channel_axes = 1, groups = 1;
   float epsilon_high = 0, epsilon_low = 0;
   bool subtract_mean = true;
   bool has_gamma = true, has_beta = true, has_center = true, has_shift = true;
+  Activation activation = Activation::kNone;
 
+  bool activates() const { return activation != Activation::kNone; }
   double epsilon() const { return static_cast<double>(epsilon_high) + epsilon_low; }
 
   template <class Construction>
@@ -44,6 +56,9 @@ struct Attributes {
     status.Update(ReadIfThere(c, "has_beta", &has_beta));
     status.Update(ReadIfThere(c, "has_center", &has_center));
     status.Update(ReadIfThere(c, "has_shift", &has_shift));
+    std::string name;
+    status.Update(ReadIfThere(c, "activation", &name));
+    activation = ActivationNamed(name);
     tensorflow::DataType data, parameters;
     status.Update(c->GetAttr("T", &data));
     status.Update(c->GetAttr("U", &parameters));

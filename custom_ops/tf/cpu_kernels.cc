@@ -156,8 +156,8 @@ class NormalizeKernel : public NormKernel<E> {
     TF_RETURN_IF_ERROR(call.Out(2, a.Statistics(call.dims), &variance));
     TF_RETURN_IF_ERROR(this->TakeScratch(&call));
     Normalize<T>(call.pool, call.k, call.template In<T>(0), call.InIf(a.has_gamma, 1),
-                 call.InIf(a.has_beta, 2), a.epsilon(), a.subtract_mean, y, mean, variance,
-                 call.scratch);
+                 call.InIf(a.has_beta, 2), a.epsilon(), a.subtract_mean, a.activation, y, mean,
+                 variance, call.scratch);
     return absl::OkStatus();
   }
 
@@ -174,8 +174,10 @@ class NormalizeGradKernel : public NormKernel<E> {
     const Attributes& a = attributes_;
     TF_RETURN_IF_ERROR(call.Check(0, "dy", call.dims));
     TF_RETURN_IF_ERROR(call.Check(2, "gamma", a.Channels(call.dims), a.has_gamma));
-    TF_RETURN_IF_ERROR(call.Check(3, "mean", a.Statistics(call.dims)));
-    TF_RETURN_IF_ERROR(call.Check(4, "variance", a.Statistics(call.dims)));
+    const bool reads_beta = a.has_beta && a.activates();
+    TF_RETURN_IF_ERROR(call.Check(3, "beta", a.Channels(call.dims), reads_beta));
+    TF_RETURN_IF_ERROR(call.Check(4, "mean", a.Statistics(call.dims)));
+    TF_RETURN_IF_ERROR(call.Check(5, "variance", a.Statistics(call.dims)));
     T* dx;
     U *dgamma, *dbeta;
     const std::vector<int64_t> channels = a.Channels(call.dims), nothing = {0};
@@ -184,9 +186,9 @@ class NormalizeGradKernel : public NormKernel<E> {
     TF_RETURN_IF_ERROR(call.Out(2, a.has_beta ? channels : nothing, &dbeta));
     TF_RETURN_IF_ERROR(this->TakeScratch(&call));
     NormalizeGrad<T>(call.pool, call.k, call.template In<T>(0), call.template In<T>(1),
-                     call.InIf(a.has_gamma, 2), call.template In<U>(3), call.template In<U>(4),
-                     a.epsilon(), a.subtract_mean, dx, a.has_gamma ? dgamma : nullptr,
-                     a.has_beta ? dbeta : nullptr, call.scratch);
+                     call.InIf(a.has_gamma, 2), call.InIf(reads_beta, 3), call.template In<U>(4),
+                     call.template In<U>(5), a.epsilon(), a.subtract_mean, a.activation, dx,
+                     a.has_gamma ? dgamma : nullptr, a.has_beta ? dbeta : nullptr, call.scratch);
     return absl::OkStatus();
   }
 
@@ -251,7 +253,7 @@ class ScaleShiftKernel : public NormKernel<E> {
     T* y;
     TF_RETURN_IF_ERROR(call.OutX(0, 0, &y));
     ScaleShift<T>(call.pool, call.k, call.template In<T>(0), call.InIf(a.has_center, 1),
-                  call.template In<U>(2), call.InIf(a.has_shift, 3), y);
+                  call.template In<U>(2), call.InIf(a.has_shift, 3), a.activation, y);
     return absl::OkStatus();
   }
 
@@ -270,6 +272,8 @@ class ScaleShiftGradKernel : public NormKernel<E> {
     TF_RETURN_IF_ERROR(call.Check(0, "dy", call.dims));
     TF_RETURN_IF_ERROR(call.Check(2, "center", want, a.has_center));
     TF_RETURN_IF_ERROR(call.Check(3, "scale", want));
+    const bool reads_shift = a.has_shift && a.activates();
+    TF_RETURN_IF_ERROR(call.Check(4, "shift", want, reads_shift));
     T* dx;
     U *dscale, *dshift;
     TF_RETURN_IF_ERROR(call.OutX(0, 0, &dx));
@@ -277,8 +281,8 @@ class ScaleShiftGradKernel : public NormKernel<E> {
     TF_RETURN_IF_ERROR(call.Out(2, want, &dshift));
     TF_RETURN_IF_ERROR(this->TakeScratch(&call));
     ScaleShiftGrad<T>(call.pool, call.k, call.template In<T>(0), call.template In<T>(1),
-                      call.InIf(a.has_center, 2), call.template In<U>(3), dx, dscale, dshift,
-                      call.scratch);
+                      call.InIf(a.has_center, 2), call.template In<U>(3), call.InIf(reads_shift, 4),
+                      a.activation, dx, dscale, dshift, call.scratch);
     return absl::OkStatus();
   }
 

@@ -79,8 +79,10 @@ absl::Status NormalizeGradShape(InferenceContext* c) {
   const Attributes& a = shapes.attributes;
   TF_RETURN_IF_ERROR(shapes.Check(0, shapes.x));
   TF_RETURN_IF_ERROR(shapes.Check(2, a.has_gamma ? shapes.channels : shapes.nothing));
-  TF_RETURN_IF_ERROR(shapes.Check(3, shapes.statistics));
+  const bool reads_beta = a.has_beta && a.activates();
+  TF_RETURN_IF_ERROR(shapes.Check(3, reads_beta ? shapes.channels : shapes.nothing));
   TF_RETURN_IF_ERROR(shapes.Check(4, shapes.statistics));
+  TF_RETURN_IF_ERROR(shapes.Check(5, shapes.statistics));
   c->set_output(0, shapes.x);
   c->set_output(1, a.has_gamma ? shapes.channels : shapes.nothing);
   c->set_output(2, a.has_beta ? shapes.channels : shapes.nothing);
@@ -117,9 +119,11 @@ absl::Status ScaleShiftGradShape(InferenceContext* c) {
   Shapes shapes;
   TF_RETURN_IF_ERROR(shapes.Infer(c, 1));
   TF_RETURN_IF_ERROR(shapes.Check(0, shapes.x));
-  TF_RETURN_IF_ERROR(
-      shapes.Check(2, shapes.attributes.has_center ? shapes.coefficients : shapes.nothing));
+  const Attributes& a = shapes.attributes;
+  TF_RETURN_IF_ERROR(shapes.Check(2, a.has_center ? shapes.coefficients : shapes.nothing));
   TF_RETURN_IF_ERROR(shapes.Check(3, shapes.coefficients));
+  const bool reads_shift = a.has_shift && a.activates();
+  TF_RETURN_IF_ERROR(shapes.Check(4, reads_shift ? shapes.coefficients : shapes.nothing));
   c->set_output(0, shapes.x);
   c->set_output(1, shapes.coefficients);
   c->set_output(2, shapes.coefficients);
@@ -134,11 +138,14 @@ absl::Status ScaleShiftGradShape(InferenceContext* c) {
       .Attr("before_axes: int >= 0")              \
       .Attr("channel_axes: int >= 1")
 
-// y = (x - mean) / sqrt(variance + epsilon) * gamma + beta, see core/geometry.h for the view: the
-// first sample_axes axes of x are n, the next before_axes are s, the next channel_axes are the
-// channels (g, d), the rest is t. gamma and beta are shaped as x's channel axes, or empty without
-// has_gamma, has_beta. mean and variance have shape x.shape[:sample_axes] + (groups,); they are not
-// differentiated (the Moments op is for that). epsilon as a double is epsilon + epsilon_low.
+#define KERAS_NORMS_ACTIVATION "activation: {'none', 'relu', 'silu', 'gelu'} = 'none'"
+
+// y = activation((x - mean) / sqrt(variance + epsilon) * gamma + beta); core/activation.h has the
+// activations, core/geometry.h the view: the first sample_axes axes of x are n, the next
+// before_axes are s, the next channel_axes are the channels (g, d), the rest is t. gamma and beta
+// are shaped as x's channel axes, or empty without has_gamma, has_beta. mean and variance have
+// shape x.shape[:sample_axes] + (groups,); they are not differentiated (the Moments op is for
+// that). epsilon as a double is epsilon + epsilon_low.
 KERAS_NORMS_OP("KerasNorms>Normalize")
     .Input("x: T")
     .Input("gamma: U")
@@ -152,12 +159,15 @@ KERAS_NORMS_OP("KerasNorms>Normalize")
     .Attr("subtract_mean: bool = true")
     .Attr("has_gamma: bool = true")
     .Attr("has_beta: bool = true")
+    .Attr(KERAS_NORMS_ACTIVATION)
     .SetShapeFn(NormalizeShape);
 
+// beta is empty without an activation too, which is what it is read for.
 KERAS_NORMS_OP("KerasNorms>NormalizeGrad")
     .Input("dy: T")
     .Input("x: T")
     .Input("gamma: U")
+    .Input("beta: U")
     .Input("mean: U")
     .Input("variance: U")
     .Output("dx: T")
@@ -169,6 +179,7 @@ KERAS_NORMS_OP("KerasNorms>NormalizeGrad")
     .Attr("subtract_mean: bool = true")
     .Attr("has_gamma: bool = true")
     .Attr("has_beta: bool = true")
+    .Attr(KERAS_NORMS_ACTIVATION)
     .SetShapeFn(NormalizeGradShape);
 
 // The exact mean is mean + residual. variance is biased.
@@ -191,8 +202,8 @@ KERAS_NORMS_OP("KerasNorms>MomentsGrad")
     .Attr("groups: int >= 1")
     .SetShapeFn(MomentsGradShape);
 
-// y = (x - center) * scale + shift; the three have shape x.shape[:sample_axes] + x's channel axes,
-// or are empty without has_center, has_shift.
+// y = activation((x - center) * scale + shift); the three have shape x.shape[:sample_axes] + x's
+// channel axes, or are empty without has_center, has_shift.
 KERAS_NORMS_OP("KerasNorms>ScaleShift")
     .Input("x: T")
     .Input("center: U")
@@ -201,19 +212,25 @@ KERAS_NORMS_OP("KerasNorms>ScaleShift")
     .Output("y: T")
     .Attr("has_center: bool = true")
     .Attr("has_shift: bool = true")
+    .Attr(KERAS_NORMS_ACTIVATION)
     .SetShapeFn(ScaleShiftShape);
 
+// shift is empty without an activation too, which is what it is read for.
 KERAS_NORMS_OP("KerasNorms>ScaleShiftGrad")
     .Input("dy: T")
     .Input("x: T")
     .Input("center: U")
     .Input("scale: U")
+    .Input("shift: U")
     .Output("dx: T")
     .Output("dscale: U")
     .Output("dshift: U")
     .Attr("has_center: bool = true")
+    .Attr("has_shift: bool = true")
+    .Attr(KERAS_NORMS_ACTIVATION)
     .SetShapeFn(ScaleShiftGradShape);
 
+#undef KERAS_NORMS_ACTIVATION
 #undef KERAS_NORMS_OP
 
 }  // namespace

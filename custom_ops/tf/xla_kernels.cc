@@ -35,7 +35,10 @@ struct Call {
   std::vector<void*> in, out;
   double epsilon;
   bool subtract_mean, has_gamma, has_beta, has_center, has_shift;
+  Activation activation;
   void* scratch;
+
+  bool activates() const { return activation != Activation::kNone; }
 
   template <class V>
   V* Out(int i) const {
@@ -52,11 +55,13 @@ struct Runner {
   using U = Parameter<T>;
   static void RunNormalize(const Call& c) {
     Normalize<T>(c.pool, c.k, c.In<T>(0), c.In<U>(1, c.has_gamma), c.In<U>(2, c.has_beta),
-                 c.epsilon, c.subtract_mean, c.Out<T>(0), c.Out<U>(1), c.Out<U>(2), c.scratch);
+                 c.epsilon, c.subtract_mean, c.activation, c.Out<T>(0), c.Out<U>(1), c.Out<U>(2),
+                 c.scratch);
   }
   static void RunNormalizeGrad(const Call& c) {
-    NormalizeGrad<T>(c.pool, c.k, c.In<T>(0), c.In<T>(1), c.In<U>(2, c.has_gamma), c.In<U>(3),
-                     c.In<U>(4), c.epsilon, c.subtract_mean, c.Out<T>(0),
+    NormalizeGrad<T>(c.pool, c.k, c.In<T>(0), c.In<T>(1), c.In<U>(2, c.has_gamma),
+                     c.In<U>(3, c.has_beta && c.activates()), c.In<U>(4), c.In<U>(5), c.epsilon,
+                     c.subtract_mean, c.activation, c.Out<T>(0),
                      c.has_gamma ? c.Out<U>(1) : nullptr, c.has_beta ? c.Out<U>(2) : nullptr,
                      c.scratch);
   }
@@ -70,11 +75,12 @@ struct Runner {
   }
   static void RunScaleShift(const Call& c) {
     ScaleShift<T>(c.pool, c.k, c.In<T>(0), c.In<U>(1, c.has_center), c.In<U>(2),
-                  c.In<U>(3, c.has_shift), c.Out<T>(0));
+                  c.In<U>(3, c.has_shift), c.activation, c.Out<T>(0));
   }
   static void RunScaleShiftGrad(const Call& c) {
     ScaleShiftGrad<T>(c.pool, c.k, c.In<T>(0), c.In<T>(1), c.In<U>(2, c.has_center), c.In<U>(3),
-                      c.Out<T>(0), c.Out<U>(1), c.Out<U>(2), c.scratch);
+                      c.In<U>(4, c.has_shift && c.activates()), c.activation, c.Out<T>(0),
+                      c.Out<U>(1), c.Out<U>(2), c.scratch);
   }
 };
 
@@ -89,9 +95,9 @@ ffi::Error Handle(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::Remaini
   const auto low = attributes.get<float>("epsilon_low"), high = attributes.get<float>("epsilon");
   Call call;
   call.k = {integer("n"), integer("s"), integer("g"), integer("d"), integer("t")};
-  const int64_t flags = integer("flags");
+  const int64_t flags = integer("flags"), activation = integer("activation");
   if (call.k.n < 0 || call.k.s < 0 || call.k.g < 0 || call.k.d < 0 || call.k.t < 0 || flags < 0 ||
-      !low.has_value() || !high.has_value()) {
+      activation < 0 || !low.has_value() || !high.has_value()) {
     return ffi::Error::InvalidArgument("keras_norms: a custom call without its attributes");
   }
   call.epsilon = static_cast<double>(*high) + *low;
@@ -100,6 +106,7 @@ ffi::Error Handle(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::Remaini
   call.has_beta = flags & 4;
   call.has_center = flags & 8;
   call.has_shift = flags & 16;
+  call.activation = static_cast<Activation>(activation);
   call.pool.threads = static_cast<int>(threads.num_threads());
   call.pool.schedule = [&threads](std::function<void()> task) {
     threads.Schedule(std::move(task));
@@ -210,8 +217,9 @@ class NormXlaKernel : public XlaOpKernel {
                       attributes_.has_shift << 4;
     const std::string opaque = absl::StrFormat(
         "{n = %d : i64, s = %d : i64, g = %d : i64, d = %d : i64, t = %d : i64, flags = %d : i64, "
-        "epsilon = %.9e : f32, epsilon_low = %.9e : f32}",
-        k.n, k.s, k.g, k.d, k.t, flags, attributes_.epsilon_high, attributes_.epsilon_low);
+        "activation = %d : i64, epsilon = %.9e : f32, epsilon_low = %.9e : f32}",
+        k.n, k.s, k.g, k.d, k.t, flags, static_cast<int>(attributes_.activation),
+        attributes_.epsilon_high, attributes_.epsilon_low);
     const bool one = results.size() == 1;
     const xla::XlaOp call = xla::CustomCallWithLayout(
         c->builder(), target_, operands, one ? results[0] : xla::ShapeUtil::MakeTupleShape(results),
@@ -253,6 +261,7 @@ class NormalizeGradXla : public NormXlaKernel {
     return {{"dy", x},
             {"x", x},
             {"gamma", a.Channels(x), a.has_gamma},
+            {"beta", a.Channels(x), a.has_beta && a.activates()},
             {"mean", a.Statistics(x)},
             {"variance", a.Statistics(x)}};
   }
@@ -305,8 +314,13 @@ class ScaleShiftGradXla : public NormXlaKernel {
   explicit ScaleShiftGradXla(OpKernelConstruction* c)
       : NormXlaKernel(c, "keras_norms_scale_shift_grad", 1, true) {}
   std::vector<Input> Inputs(const Dims& x) const override {
-    const Dims want = attributes_.Coefficients(x);
-    return {{"dy", x}, {"x", x}, {"center", want, attributes_.has_center}, {"scale", want}};
+    const Attributes& a = attributes_;
+    const Dims want = a.Coefficients(x);
+    return {{"dy", x},
+            {"x", x},
+            {"center", want, a.has_center},
+            {"scale", want},
+            {"shift", want, a.has_shift && a.activates()}};
   }
   std::vector<Dims> Outputs(const Dims& x) const override {
     return {x, attributes_.Coefficients(x), attributes_.Coefficients(x)};

@@ -21,6 +21,7 @@ struct Options {
   bool center = true, shift = true;                             // false: null
   bool in_place = false;                                        // dx is dy
   double epsilon = 1e-3;
+  Activation activation = Activation::kNone;
 };
 
 inline std::string Name(const Geometry& k) {
@@ -40,6 +41,8 @@ inline std::string Name(const Options& o) {
                                     {o.shift, " shift"}}) {
     if (!given) name += std::string(" no") + word;
   }
+  const char* activations[] = {"", " relu", " silu", " gelu"};
+  name += activations[static_cast<int>(o.activation)];
   return name + (o.in_place ? " in place" : "");
 }
 
@@ -235,6 +238,10 @@ struct Outputs {
     const auto given = [](bool yes, const auto* p) { return yes ? p : nullptr; };
     const Geometry& k = in.k;
     const U *gamma = given(o.gamma, in.gamma.data()), *center = given(o.center, in.center.data());
+    const U *beta = given(o.beta, in.beta.data()), *shift = given(o.shift, in.shift.data());
+    // Without an activation the gradients must not read these.
+    const bool activated = o.activation != Activation::kNone;
+    const U *grad_beta = given(activated, beta), *grad_shift = given(activated, shift);
     const T *dy = in.dy.data(), *affine_dy = dy;
     if (o.in_place) {
       std::copy_n(in.dy.data(), in.dy.size(), dx.data());
@@ -244,19 +251,21 @@ struct Outputs {
     }
     // Each function gets scratch of its own, so that none finds what another left.
     const auto scratch = [&k] { return std::make_unique<Output<char>>(ScratchBytes(k), true); };
-    Normalize<T>(pool, k, in.x.data(), gamma, given(o.beta, in.beta.data()), o.epsilon,
-                 o.subtract_mean, y.data(), mean.data(), variance.data(), scratch()->data());
-    NormalizeGrad<T>(pool, k, dy, in.x.data(), gamma, mean.data(), variance.data(), o.epsilon,
-                     o.subtract_mean, dx.data(), o.dgamma ? dgamma.data() : nullptr,
-                     o.dbeta ? dbeta.data() : nullptr, scratch()->data());
+    Normalize<T>(pool, k, in.x.data(), gamma, beta, o.epsilon, o.subtract_mean, o.activation,
+                 y.data(), mean.data(), variance.data(), scratch()->data());
+    NormalizeGrad<T>(pool, k, dy, in.x.data(), gamma, grad_beta, mean.data(), variance.data(),
+                     o.epsilon, o.subtract_mean, o.activation, dx.data(),
+                     o.dgamma ? dgamma.data() : nullptr, o.dbeta ? dbeta.data() : nullptr,
+                     scratch()->data());
     Moments<T>(pool, k, in.x.data(), o.subtract_mean, moments_mean.data(), residual.data(),
                moments_variance.data(), scratch()->data());
     MomentsGrad<T>(pool, k, in.x.data(), moments_mean.data(), residual.data(), in.dmean.data(),
                    in.dvariance.data(), moments_dx.data(), scratch()->data());
-    ScaleShift<T>(pool, k, in.x.data(), center, in.scale.data(), given(o.shift, in.shift.data()),
+    ScaleShift<T>(pool, k, in.x.data(), center, in.scale.data(), shift, o.activation,
                   affine_y.data());
-    ScaleShiftGrad<T>(pool, k, affine_dy, in.x.data(), center, in.scale.data(), affine_dx.data(),
-                      dscale.data(), dshift.data(), scratch()->data());
+    ScaleShiftGrad<T>(pool, k, affine_dy, in.x.data(), center, in.scale.data(), grad_shift,
+                      o.activation, affine_dx.data(), dscale.data(), dshift.data(),
+                      scratch()->data());
   }
 
   bool SameBits(const Outputs& other) const {

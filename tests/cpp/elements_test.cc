@@ -17,7 +17,8 @@ template <class T>
 void Add(const Geometry& k, const Input<T>& x, const Input<float>& shift, Output<T>* y) {
   Input<float> scale(shift.size());
   for (int64_t i = 0; i < scale.size(); ++i) scale[i] = 1;
-  ScaleShift<T>(Pool(), k, x.data(), nullptr, scale.data(), shift.data(), y->data());
+  ScaleShift<T>(Pool(), k, x.data(), nullptr, scale.data(), shift.data(), Activation::kNone,
+                y->data());
 }
 
 // Bits as they are, NaN as any NaN of the same sign.
@@ -55,12 +56,12 @@ void RunRoundTrip() {
                             {13107, 1, 5, 1, 1},
                             {1, 13107, 5, 1, 1}}) {
     Output<T> y(k.size());
-    ScaleShift<T>(Pool(), k, x.data(), nullptr, one.data(), nullptr, y.data());
+    ScaleShift<T>(Pool(), k, x.data(), nullptr, one.data(), nullptr, Activation::kNone, y.data());
     ExpectSame("x", y, {want.begin(), want.begin() + k.size()});
   }
   for (const Geometry& k : {Geometry{1, 1, 1, 1, 65536}, {1, 1, 5, 1, 13107}}) {
     Output<T> y(k.size());
-    ScaleShift<T>(Pool(), k, x.data(), nullptr, one.data(), nullptr, y.data());
+    ScaleShift<T>(Pool(), k, x.data(), nullptr, one.data(), nullptr, Activation::kNone, y.data());
     ExpectSame("x of runs", y,
                {without_sign_of_zero.begin(), without_sign_of_zero.begin() + k.size()});
   }
@@ -153,9 +154,9 @@ TEST(Float16WhileSubnormalsAreFlushed) {
   Output<float16> y(65536), y_part(65535);
   _mm_setcsr(mode | 0x8040);
   ScaleShift<float16>(Pool(), {1, 65536, 1, 1, 1}, x.data(), nullptr, one.data(), nullptr,
-                      y.data());
+                      Activation::kNone, y.data());
   ScaleShift<float16>(Pool(), {13107, 1, 5, 1, 1}, x.data(), nullptr, one.data(), nullptr,
-                      y_part.data());
+                      Activation::kNone, y_part.data());
   _mm_setcsr(mode);
   ExpectSame("x", y, want);
   want.pop_back();

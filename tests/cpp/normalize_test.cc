@@ -11,15 +11,44 @@ namespace {
 
 using Real = std::conditional_t<LDBL_MANT_DIG == 64, long double, double>;
 
+// The activations and their derivatives, as custom_ops/core/activation.h defines them.
+double Activate(Activation activation, double z) {
+  switch (activation) {
+    case Activation::kRelu:
+      return z < 0 ? 0 : z;
+    case Activation::kSilu:
+      return z / (1 + std::exp(-z));
+    case Activation::kGelu:
+      return z * std::erfc(-z / std::sqrt(2.0)) / 2;
+    default:
+      return z;
+  }
+}
+double Derivative(Activation activation, double z) {
+  const double sigmoid = 1 / (1 + std::exp(-z));
+  switch (activation) {
+    case Activation::kRelu:
+      return z > 0;
+    case Activation::kSilu:
+      return sigmoid + z * sigmoid / (1 + std::exp(z));
+    case Activation::kGelu:
+      return std::erfc(-z / std::sqrt(2.0)) / 2 + z * std::exp(-z * z / 2) / std::sqrt(2 * M_PI);
+    default:
+      return 1;
+  }
+}
+
 // What the formulas of custom_ops/core/normalize.h give, and the sizes that bounds are relative to.
 struct Reference {
   std::vector<double> y, dx, moments_dx, affine_y, affine_dx;
+  std::vector<double> z, affine_z;  // before the activation
   std::vector<double> mean, variance;
   std::vector<double> dgamma, dbeta, dscale, dshift;
   // The square root of the sum of the squares of what is summed: the typical size of such a sum.
   double dgamma_size = 0, dbeta_size = 0, dscale_size = 0, dshift_size = 0;
   double affine_terms = 0;  // the largest |x - center| * |scale| + |shift|
   double largest_rstd = 0, largest_g = 0;
+  double largest_scaled_dy = 0;  // |dy * scale|
 
   template <class T>
   Reference(const Inputs<T>& in, const Options& o);
@@ -49,7 +78,8 @@ template <class T>
 Reference::Reference(const Inputs<T>& in, const Options& o) {
   const Geometry& k = in.k;
   const int64_t channels = k.channels();
-  for (auto* p : {&y, &dx, &moments_dx, &affine_y, &affine_dx}) p->resize(k.size());
+  for (auto* p : {&y, &dx, &moments_dx, &affine_y, &affine_dx, &z, &affine_z}) p->resize(k.size());
+  const bool activated = o.activation != Activation::kNone;
   mean.resize(k.units());
   variance.resize(k.units());
   std::vector<double> x_value(k.size()), dy_value(k.size());
@@ -66,7 +96,10 @@ Reference::Reference(const Inputs<T>& in, const Options& o) {
       const int64_t unit = n * k.g + g;
       const Real count = k.count();
       const auto x = [&](int64_t i) { return static_cast<Real>(x_value[i]); };
-      const auto dy = [&](int64_t i) { return static_cast<Real>(dy_value[i]); };
+      const auto dy_at = [&](int64_t i, double z) {
+        const Real dy = dy_value[i];
+        return activated ? dy * Derivative(o.activation, z) : dy;
+      };
       const auto weight = [&](int64_t c) { return o.gamma ? Real(in.gamma[c]) : Real(1); };
 
       Real m = 0, v = 0, mean_g = 0, mean_g_xhat = 0;
@@ -83,34 +116,40 @@ Reference::Reference(const Inputs<T>& in, const Options& o) {
       largest_rstd = std::max(largest_rstd, static_cast<double>(rstd));
 
       ForUnit(k, n, g, [&](int64_t i, int64_t c) {
-        const Real xhat = (x(i) - m) * rstd, w = weight(c) * dy(i);
-        y[i] = xhat * weight(c) + (o.beta ? in.beta[c] : 0);
+        const Real xhat = (x(i) - m) * rstd;
+        z[i] = xhat * weight(c) + (o.beta ? in.beta[c] : 0);
+        y[i] = Activate(o.activation, z[i]);
+        const Real dy = dy_at(i, z[i]), w = weight(c) * dy;
         mean_g += w / count;
         mean_g_xhat += w * xhat / count;
-        gamma_sum[c] += dy(i) * xhat;
-        gamma_square[c] += dy(i) * xhat * dy(i) * xhat;
-        beta_sum[c] += dy(i);
-        beta_square[c] += dy(i) * dy(i);
+        gamma_sum[c] += dy * xhat;
+        gamma_square[c] += dy * xhat * dy * xhat;
+        beta_sum[c] += dy;
+        beta_square[c] += dy * dy;
         largest_g = std::max(largest_g, static_cast<double>(std::fabs(w)));
       });
       if (!o.subtract_mean) mean_g = 0;
       ForUnit(k, n, g, [&](int64_t i, int64_t c) {
         const Real xhat = (x(i) - m) * rstd;
-        dx[i] = rstd * (weight(c) * dy(i) - mean_g - xhat * mean_g_xhat);
+        dx[i] = rstd * (weight(c) * dy_at(i, z[i]) - mean_g - xhat * mean_g_xhat);
         // The derivatives of the mean and of the variance by x.
         moments_dx[i] = in.dmean[unit] / count + in.dvariance[unit] * 2 * (x(i) - m) / count;
 
         const int64_t nc = n * channels + c;
         const Real xc = x(i) - (o.center ? Real(in.center[nc]) : 0), scale = in.scale[nc],
                    shift = o.shift ? in.shift[nc] : 0;
-        affine_y[i] = xc * scale + shift;
+        affine_z[i] = xc * scale + shift;
+        affine_y[i] = Activate(o.activation, affine_z[i]);
+        const Real dy = dy_at(i, affine_z[i]);
         affine_terms =
             std::max(affine_terms, static_cast<double>(std::fabs(xc * scale) + std::fabs(shift)));
-        affine_dx[i] = dy(i) * scale;
-        scale_sum[nc] += dy(i) * xc;
-        scale_square[nc] += dy(i) * xc * dy(i) * xc;
-        shift_sum[nc] += dy(i);
-        shift_square[nc] += dy(i) * dy(i);
+        affine_dx[i] = dy * scale;
+        largest_scaled_dy =
+            std::max(largest_scaled_dy, static_cast<double>(std::fabs(dy_value[i] * scale)));
+        scale_sum[nc] += dy * xc;
+        scale_square[nc] += dy * xc * dy * xc;
+        shift_sum[nc] += dy;
+        shift_square[nc] += dy * dy;
       });
     }
   }
@@ -141,10 +180,11 @@ void ExpectNear(const std::string& what, const Output<T>& got, const std::vector
 template <class U>
 struct Bounds {
   static constexpr bool kFloat = sizeof(U) == 4;
-  static constexpr double kUnit = kFloat ? 0x1p-24 : 0x1p-53;  // of one rounding
-  static constexpr double kForward = kFloat ? 4e-6 : 1e-13;    // times the largest |gamma|
-  static constexpr double kBackward = kFloat ? 2e-5 : 1e-12;   // of the largest element
-  static constexpr double kVariance = kFloat ? 4e-6 : 1e-13;   // relative
+  static constexpr double kUnit = kFloat ? 0x1p-24 : 0x1p-53;   // of one rounding
+  static constexpr double kForward = kFloat ? 4e-6 : 1e-13;     // times the largest |gamma|
+  static constexpr double kBackward = kFloat ? 2e-5 : 1e-12;    // of the largest element
+  static constexpr double kActivation = kFloat ? 4e-7 : 1e-14;  // of a value, of a derivative
+  static constexpr double kVariance = kFloat ? 4e-6 : 1e-13;    // relative
   // A mean near m is only known to this, in units of the standard deviation 1: float keeps the
   // residual of its mean, double does not, and rounds the means that it merges too.
   static double Mean(double m) { return kFloat ? 1e-6 : 1e-14 + 16 * kUnit * std::fabs(m); }
@@ -165,10 +205,16 @@ void ExpectMatches(const Inputs<T>& in, const Options& o, const Outputs<T>& got,
   const double deviation = o.subtract_mean ? 1 : std::fabs(x_mean) + 1;
   const double lost = B::kFloat ? 0 : B::Mean(x_mean);
   const double beta = o.beta ? 1 : 0;
+  // Activations: their own error, and their steepest slope times that of z. Between the steps of a
+  // gradient, dz is rounded to T.
+  const bool activated = o.activation != Activation::kNone;
+  const double own = activated ? B::kActivation : 0, slope = activated ? 1.13 : 1;
+  const double step = activated && sizeof(T) == 2 ? std::ldexp(1, -Format<T>::kMantissa) : 0;
 
-  ExpectNear(
-      "y", got.y, want.y,
-      B::kForward * std::max(gamma, B::kFloat ? 0 : beta) + lost * gamma * want.largest_rstd);
+  ExpectNear("y", got.y, want.y,
+             slope * (B::kForward * std::max(gamma, B::kFloat ? 0 : beta) +
+                      lost * gamma * want.largest_rstd) +
+                 own * Largest(want.z));
   ExpectNear("mean", got.mean, want.mean, B::kUnit * std::fabs(x_mean) * 1.01 + B::Mean(x_mean));
   for (int64_t i = 0; i < k.units(); ++i) {
     const double v = want.variance[i];
@@ -185,39 +231,55 @@ void ExpectMatches(const Inputs<T>& in, const Options& o, const Outputs<T>& got,
   check::Expect(got.variance.SameBits(got.moments_variance),
                 "Moments and Normalize agree on variance");
 
-  const double backward = B::kBackward + lost;
+  const double backward = B::kBackward + lost * (activated ? 1 + gamma * want.largest_rstd : 1);
   // Few elements cancel in dx: then the bound is relative to what cancels.
   const double dx_size = k.count() >= 16
                              ? Largest(want.dx)
                              : std::max(Largest(want.dx), want.largest_rstd * want.largest_g / 4);
-  ExpectNear("dx", got.dx, want.dx, backward * dx_size);
+  ExpectNear("dx", got.dx, want.dx, backward * dx_size + step * want.largest_rstd * want.largest_g);
   if (o.dgamma) {
     ExpectNear("dgamma", got.dgamma, want.dgamma,
-               backward * std::max(Largest(want.dgamma), want.dgamma_size));
+               (backward + 2 * step) * std::max(Largest(want.dgamma), want.dgamma_size));
   }
   if (o.dbeta) {
     ExpectNear("dbeta", got.dbeta, want.dbeta,
-               B::kBackward * std::max(Largest(want.dbeta), want.dbeta_size));
+               ((activated ? backward : B::kBackward) + 2 * step) *
+                   std::max(Largest(want.dbeta), want.dbeta_size));
   }
   ExpectNear("moments dx", got.moments_dx, want.moments_dx,
              (16 * B::kUnit + 2 * B::Mean(0)) * Largest(want.moments_dx) +
                  4 * lost / std::max<int64_t>(1, k.count()));
 
   // Two roundings of the product's factors and itself, one of the sum.
-  ExpectNear("ScaleShift y", got.affine_y, want.affine_y, 4 * B::kUnit * want.affine_terms);
+  const double affine = 4 * B::kUnit * want.affine_terms;
+  ExpectNear("ScaleShift y", got.affine_y, want.affine_y,
+             slope * affine + own * Largest(want.affine_z));
   ExpectNear("ScaleShift dx", got.affine_dx, want.affine_dx,
-             2 * B::kUnit * Largest(want.affine_dx));
+             2 * B::kUnit * Largest(want.affine_dx) +
+                 (activated ? own + affine + step : 0) * want.largest_scaled_dy);
+  const double sums = B::kBackward + 2 * step + (activated ? affine : 0);
   ExpectNear("dscale", got.dscale, want.dscale,
-             B::kBackward * std::max(Largest(want.dscale), want.dscale_size));
+             sums * std::max(Largest(want.dscale), want.dscale_size));
   ExpectNear("dshift", got.dshift, want.dshift,
-             B::kBackward * std::max(Largest(want.dshift), want.dshift_size));
+             sums * std::max(Largest(want.dshift), want.dshift_size));
+}
+
+// At the kink of relu the last rounding of z decides on the whole of dy: let none be there.
+template <class T>
+void AvoidKinks(const Options& o, Inputs<T>* in) {
+  if (o.activation != Activation::kRelu) return;
+  const Reference at(*in, o);
+  for (int64_t i = 0; i < in->k.size(); ++i) {
+    if (std::min(std::fabs(at.z[i]), std::fabs(at.affine_z[i])) < 1e-3) in->dy[i] = T{};
+  }
 }
 
 template <class T>
 void Run(const Geometry& k, const Options& o, double mean, uint64_t seed) {
   check::Context() = std::string(Format<T>::kName) + " " + Name(k) + " " + Schedule(k) + ", mean " +
                      std::to_string(mean) + Name(o);
-  const Inputs<T> in(k, mean, seed);
+  Inputs<T> in(k, mean, seed);
+  AvoidKinks(o, &in);
   const Outputs<T> got(Pool(), in, o);
   ExpectMatches(in, o, got, mean);
 }
@@ -278,6 +340,87 @@ TEST(Bfloat16) { RunAll<bfloat16>(SmallGeometries(), {0, 1e2}); }
 TEST(Bfloat16Cut) { RunAll<bfloat16>(CutGeometries(), {3}); }
 TEST(Float16) { RunAll<float16>(SmallGeometries(), {0, 1e2}); }
 TEST(Float16Cut) { RunAll<float16>(CutGeometries(), {1e2}); }
+
+constexpr Activation kActivations[] = {Activation::kRelu, Activation::kSilu, Activation::kGelu};
+
+// Of the geometries, `each` of three activations a turn; the means take turns too.
+template <class T>
+void RunActivations(const std::vector<Geometry>& geometries, const std::vector<double>& means,
+                    int each) {
+  uint64_t seed = 300;
+  for (const Geometry& k : geometries) {
+    for (int i = 0; i < each; ++i) {
+      Options o = Vary(++seed);
+      o.activation = kActivations[seed % 3];
+      Run<T>(k, o, means[seed / 3 % means.size()], seed);
+    }
+  }
+}
+
+TEST(ActivationsFloat32) { RunActivations<float>(SmallGeometries(), {0, 1e2, 1e6, 3}, 6); }
+TEST(ActivationsFloat32Cut) { RunActivations<float>(CutGeometries(), {0, 1e6}, 1); }
+TEST(ActivationsFloat64) { RunActivations<double>(SmallGeometries(), {0, 1e6}, 3); }
+TEST(ActivationsBfloat16) { RunActivations<bfloat16>(SmallGeometries(), {0, 1e2}, 3); }
+TEST(ActivationsFloat16) { RunActivations<float16>(SmallGeometries(), {0, 1e2}, 3); }
+
+// The activations alone: ScaleShift of nothing, and its gradient of dy = 1.
+template <class T>
+void RunActivationValues(const std::vector<double>& values, double tolerance) {
+  using U = Parameter<T>;
+  const Geometry k = {1, static_cast<int64_t>(values.size()), 1, 1, 1};
+  Input<T> x(k.size()), dy(k.size());
+  Input<U> scale(1);
+  scale[0] = 1;
+  for (int64_t i = 0; i < k.size(); ++i) {
+    x[i] = Nearest<T>(values[i]);
+    dy[i] = Nearest<T>(1);
+  }
+  for (Activation activation : kActivations) {
+    check::Context() = std::string(Format<T>::kName) + " values of activation " +
+                       std::to_string(static_cast<int>(activation));
+    Output<T> y(k.size()), dx(k.size());
+    Output<U> dscale(1), dshift(1);
+    Output<char> scratch(ScratchBytes(k), true);
+    ScaleShift<T>(Pool(), k, x.data(), nullptr, scale.data(), nullptr, activation, y.data());
+    ScaleShiftGrad<T>(Pool(), k, dy.data(), x.data(), nullptr, scale.data(), nullptr, activation,
+                      dx.data(), dscale.data(), dshift.data(), scratch.data());
+    const auto value = [&](int64_t i) {
+      const double z = Value(x[i]);
+      return std::isinf(z) ? std::max(z, 0.0) : Activate(activation, z);
+    };
+    const auto derivative = [&](int64_t i) {
+      const double z = Value(x[i]);
+      return std::fabs(z) > 800 ? static_cast<double>(z > 0) : Derivative(activation, z);
+    };
+    const auto close = [&](const auto& want, const auto& got) {
+      return [&](int64_t i) {
+        const double w = want(i), g = Value(got[i]);
+        if (std::isnan(w) || std::isinf(w)) return std::isnan(w) ? std::isnan(g) : g == w;
+        const double size = std::max(1.0, std::fabs(w));
+        return std::fabs(g - w) <= tolerance * size + Ulp<T>(std::fabs(w) + tolerance * size) / 2;
+      };
+    };
+    check::ExpectEach("y", k.size(), close(value, y), value,
+                      [&](int64_t i) { return Value(y[i]); });
+    const auto undefined = [&](int64_t i) { return std::isnan(Value(x[i])); };
+    const auto close_dx = close(derivative, dx);
+    check::ExpectEach(
+        "dx", k.size(), [&](int64_t i) { return undefined(i) || close_dx(i); }, derivative,
+        [&](int64_t i) { return Value(dx[i]); });
+  }
+}
+
+TEST(ActivationValues) {
+  std::vector<double> values = {0.0, -0.0, NAN, INFINITY, -INFINITY, 6e4, -6e4};
+  for (int i = -20000; i <= 20000; ++i) values.push_back(i * 1.1e-3);
+  RunActivationValues<bfloat16>(values, 4e-7);
+  RunActivationValues<float16>(values, 4e-7);
+  for (double large : {88.0, 104.0, 150.0, 1e4, 1e20, 3e38}) {
+    for (double sign : {-1, 1}) values.push_back(sign * large);
+  }
+  RunActivationValues<float>(values, 4e-7);
+  RunActivationValues<double>(values, 4e-15);
+}
 
 // Only the rounding differs from smaller cases, so not where each access is checked.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)

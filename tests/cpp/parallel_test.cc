@@ -64,13 +64,15 @@ class Workers {
 };
 
 template <class T>
-void RunSameBits(const std::vector<Geometry>& geometries, int64_t least) {
+void RunSameBits(const std::vector<Geometry>& geometries, int64_t least,
+                 Activation activation = Activation::kNone) {
   Workers workers(6);
   for (const Geometry& k : geometries) {
     if (k.size() < least) continue;
     const Inputs<T> in(k, 10);
     Options o;
     o.in_place = k.d % 2;
+    o.activation = activation;
     check::Context() = std::string(Format<T>::kName) + " " + Name(k) + " " + Schedule(k);
     const Outputs<T> want(Pool(), in, o);
     for (int threads : {1, 2, 4, 7}) {
@@ -85,6 +87,12 @@ TEST(SameBitsFloat32Cut) { RunSameBits<float>(CutGeometries(), 0); }
 TEST(SameBitsFloat64) { RunSameBits<double>(SmallGeometries(), 20000); }
 TEST(SameBitsBfloat16) { RunSameBits<bfloat16>(SmallGeometries(), 20000); }
 TEST(SameBitsFloat16) { RunSameBits<float16>(SmallGeometries(), 20000); }
+
+TEST(SameBitsActivation) {
+  RunSameBits<float>(SmallGeometries(), 20000, Activation::kGelu);
+  RunSameBits<float>(CutGeometries(), 0, Activation::kRelu);
+  RunSameBits<bfloat16>(SmallGeometries(), 20000, Activation::kSilu);
+}
 
 TEST(EachBlockOnce) {
   Workers workers(3);
