@@ -2,31 +2,70 @@
 
 import importlib
 
-from keras_norms import layers, ops
+from keras_norms import callbacks, layers, ops
 from keras_norms.export import export
 from keras_norms.layers import (
+    BatchGroupNormalization,
     BatchNormalization,
+    BatchRenormalization,
+    DynamicTanh,
+    EvoNormalizationB0,
+    EvoNormalizationS0,
+    FilterResponseNormalization,
+    GlobalResponseNormalization,
     GroupNormalization,
     InstanceNormalization,
     LayerNormalization,
+    LayerScale,
+    LocalResponseNormalization,
+    PixelNormalization,
+    PositionalNormalization,
+    PowerNormalization,
+    ResidualNormalization,
     RMSNormalization,
+    ScaleNormalization,
+    SparseSwitchableNormalization,
+    SwitchableNormalization,
+    ThresholdedLinearUnit,
+    UnitNormalization,
 )
 from keras_norms.library import VERSION as __version__
 from keras_norms.normalize import get_kernel, kernel_info, portable, set_kernel
+from keras_norms.recompute import recompute_statistics
 
 __all__ = [
+    "BatchGroupNormalization",
     "BatchNormalization",
+    "BatchRenormalization",
+    "DynamicTanh",
+    "EvoNormalizationB0",
+    "EvoNormalizationS0",
+    "FilterResponseNormalization",
+    "GlobalResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",
     "LayerNormalization",
+    "LayerScale",
+    "LocalResponseNormalization",
+    "PixelNormalization",
+    "PositionalNormalization",
+    "PowerNormalization",
     "RMSNormalization",
+    "ResidualNormalization",
+    "ScaleNormalization",
+    "SparseSwitchableNormalization",
+    "SwitchableNormalization",
+    "ThresholdedLinearUnit",
+    "UnitNormalization",
     "__version__",
+    "callbacks",
     "export",
     "get_kernel",
     "kernel_info",
     "layers",
     "ops",
     "portable",
+    "recompute_statistics",
     "set_kernel",
     "tflite",
 ]

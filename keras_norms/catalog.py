@@ -14,21 +14,32 @@ from keras_norms import layers
 
 @dataclass(frozen=True)
 class Row:
-    """A layer with an example of its use.
+    """A layer with an example of its use, and what it promises.
 
     Attributes:
         cls: the layer's class.
         arguments: example arguments of the constructor, that fit `shape`.
         shape: example shape of an input, batch included; sizes are distinct.
-        lowering: how the converter to TFLite writes it; "portable": as it computes in `keras.ops`.
         paper: authors, year and arXiv number.
+        fused: the ops of the compiled library that it calls, "normalize", "moments" or
+            "scale_shift" for training; "" if it is portable throughout.
+        mask: "statistics" if a mask says what the statistics are taken over, "passed on" if it
+            does not change the result.
+        replicas: on several replicas, results are the "same" as on one, or each has statistics of
+            its "own".
+        inputs: how many tensors of `shape` a call takes, in a list if more than one.
+        lowering: how the converter to TFLite writes it; "portable": as it computes in `keras.ops`.
     """
 
     cls: type[keras.Layer]
     arguments: dict[str, Any]
     shape: tuple[int, ...]
-    lowering: str
     paper: str
+    fused: str = "normalize"
+    mask: str = "statistics"
+    replicas: str = "same"
+    inputs: int = 1
+    lowering: str = "portable"
 
     @property
     def name(self) -> str:
@@ -40,35 +51,166 @@ CATALOG: tuple[Row, ...] = (
         layers.BatchNormalization,
         {"momentum": 0.9},
         (5, 7, 3, 6),
-        "portable",
         "Ioffe and Szegedy 2015, arXiv:1502.03167",
+        replicas="own",
     ),
     Row(
         layers.LayerNormalization,
         {"epsilon": 1e-5},
         (5, 7, 11),
-        "portable",
         "Ba, Kiros and Hinton 2016, arXiv:1607.06450",
     ),
     Row(
         layers.InstanceNormalization,
         {"epsilon": 1e-5},
         (5, 7, 3, 6),
-        "portable",
         "Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022",
     ),
     Row(
         layers.GroupNormalization,
         {"groups": 2},
         (5, 7, 3, 6),
-        "portable",
         "Wu and He 2018, arXiv:1803.08494",
     ),
     Row(
         layers.RMSNormalization,
         {"epsilon": 1e-5},
         (5, 7, 11),
-        "portable",
         "Zhang and Sennrich 2019, arXiv:1910.07467",
+    ),
+    Row(
+        layers.BatchRenormalization,
+        {"momentum": 0.9},
+        (5, 7, 3, 6),
+        "Ioffe 2017, arXiv:1702.03275",
+        fused="moments",
+        replicas="own",
+    ),
+    Row(
+        layers.BatchGroupNormalization,
+        {"groups": 2},
+        (5, 7, 3, 6),
+        "Zhou et al. 2020, arXiv:2009.04529",
+        replicas="own",
+    ),
+    Row(
+        layers.SwitchableNormalization,
+        {"unbiased_instance_variance": True},
+        (5, 7, 3, 6),
+        "Luo et al. 2019, arXiv:1806.10779",
+        fused="moments",
+        replicas="own",
+    ),
+    Row(
+        layers.SparseSwitchableNormalization,
+        {"epsilon": 1e-4},
+        (5, 7, 3, 6),
+        "Shao et al. 2019, arXiv:1903.03793",
+        fused="moments",
+        replicas="own",
+    ),
+    Row(
+        layers.PowerNormalization,
+        {"warmup_steps": 0},
+        (5, 7, 3, 6),
+        "Shen et al. 2020, arXiv:2003.07845",
+        fused="moments",
+        replicas="own",
+    ),
+    Row(
+        layers.EvoNormalizationB0,
+        {"momentum": 0.8},
+        (5, 7, 3, 6),
+        "Liu et al. 2020, arXiv:2004.02967",
+        fused="moments",
+        replicas="own",
+    ),
+    Row(
+        layers.EvoNormalizationS0,
+        {"groups": 2},
+        (5, 7, 3, 6),
+        "Liu et al. 2020, arXiv:2004.02967",
+        fused="moments",
+    ),
+    Row(
+        layers.FilterResponseNormalization,
+        {"learned_epsilon": True},
+        (5, 7, 3, 6),
+        "Singh and Krishnan 2020, arXiv:1911.09737",
+        fused="moments, scale_shift",
+    ),
+    Row(
+        layers.ThresholdedLinearUnit,
+        {"affine": True},
+        (5, 7, 3, 6),
+        "Singh and Krishnan 2020, arXiv:1911.09737",
+        fused="",
+        mask="passed on",
+    ),
+    Row(
+        layers.GlobalResponseNormalization,
+        {"epsilon": 1e-5},
+        (5, 7, 3, 6),
+        "Woo et al. 2023, arXiv:2301.00808",
+        fused="moments, scale_shift",
+    ),
+    Row(
+        layers.LocalResponseNormalization,
+        {"depth_radius": 2},
+        (5, 7, 3, 11),
+        "Krizhevsky, Sutskever and Hinton 2012, NIPS",
+        fused="",
+        mask="passed on",
+    ),
+    Row(
+        layers.PixelNormalization,
+        {"epsilon": 1e-5},
+        (5, 7, 3, 6),
+        "Karras et al. 2018, arXiv:1710.10196",
+    ),
+    Row(
+        layers.PositionalNormalization,
+        {"scale": True},
+        (5, 7, 3, 6),
+        "Li et al. 2019, arXiv:1907.04312",
+    ),
+    Row(
+        layers.ScaleNormalization,
+        {"epsilon": 1e-4},
+        (5, 7, 11),
+        "Nguyen and Salazar 2019, arXiv:1910.05895",
+        mask="passed on",
+    ),
+    Row(
+        layers.UnitNormalization,
+        {"axis": -1},
+        (5, 7, 11),
+        "Nguyen and Salazar 2019, arXiv:1910.05895",
+        fused="",
+        mask="passed on",
+    ),
+    Row(
+        layers.DynamicTanh,
+        {"axis": -1},
+        (5, 7, 11),
+        "Zhu et al. 2025, arXiv:2503.10622",
+        fused="scale_shift",
+        mask="passed on",
+    ),
+    Row(
+        layers.LayerScale,
+        {"init_value": 0.5},
+        (5, 7, 11),
+        "Touvron et al. 2021, arXiv:2103.17239",
+        fused="scale_shift",
+        mask="passed on",
+    ),
+    Row(
+        layers.ResidualNormalization,
+        {"epsilon": 1e-5, "alpha": 2.0},
+        (5, 7, 11),
+        "Wang et al. 2022, arXiv:2203.00555",
+        mask="passed on",
+        inputs=2,
     ),
 )

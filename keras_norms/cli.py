@@ -5,6 +5,7 @@ Imports neither Keras nor TensorFlow by itself, so that it speaks where those ca
 
 import argparse
 import importlib.metadata
+import importlib.resources
 import json
 import platform
 import re
@@ -177,17 +178,32 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if arguments.matrix:
+        _print_table(_matrix())
+        return 0
     try:
         from keras_norms import catalog
     except ImportError as error:
         print(f"keras-norms list: {error}. Run `keras-norms doctor`.", file=sys.stderr)
         return 1
-    rows = [("layer", "fused", "paper")]
-    rows += [(row.cls.__name__, "yes", row.paper) for row in catalog.CATALOG]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    for row in rows:
-        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+    rows = [(row.name, "yes" if row.fused else "no", row.paper) for row in catalog.CATALOG]
+    _print_table([("layer", "fused", "paper"), *rows])
     return 0
+
+
+def _matrix() -> list[Sequence[str]]:
+    """The support matrix as the tests of this version filled it."""
+    file = importlib.resources.files("keras_norms") / "support.json"
+    table = json.loads(file.read_text(encoding="utf-8"))
+    rows = [[name, *cells.values()] for name, cells in table["layers"].items()]
+    return [["layer", *table["columns"]], *rows]
+
+
+def _print_table(rows: list[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,7 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.set_defaults(run=_doctor)
 
     text = "list the layers: name, whether the compiled op serves it, paper"
-    commands.add_parser("list", help=text, description=text).set_defaults(run=_list)
+    lister = commands.add_parser("list", help=text, description=text)
+    text = "print what each layer supports, as this version's tests found it"
+    lister.add_argument("--matrix", action="store_true", help=text)
+    lister.set_defaults(run=_list)
 
     text = "compile the op for the TensorFlow that is installed"
     builder = commands.add_parser("build", help=text, description=text)

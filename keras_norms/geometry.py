@@ -73,6 +73,16 @@ def parameter_shape(shape: Shape, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[a] for a in _axes(shape, axis))
 
 
+def one_axis(axis: int | Sequence[int], shape: Shape) -> int:
+    """The axis, if it is one and not several; TypeError if not."""
+    if isinstance(axis, list | tuple):
+        raise TypeError(
+            "`axis` must be an int: there is one channel axis. "
+            f"Received: shape={tuple(shape)}, axis={axis}."
+        )
+    return axis
+
+
 def geometry(shape: Shape, axis: int | Sequence[int], *, apart: str, groups: int = 1) -> Geometry:
     """The geometry of a norm over an `x` of this shape.
 
@@ -91,8 +101,8 @@ def geometry(shape: Shape, axis: int | Sequence[int], *, apart: str, groups: int
     given = f"shape={tuple(shape)}, axis={axis}"
     rank = len(shape)
     axes = [a % rank for a in _axes(shape, axis)]
-    if apart != "positions" and isinstance(axis, list | tuple):
-        raise TypeError(f"`axis` must be an int: there is one channel axis. Received: {given}.")
+    if apart != "positions":
+        one_axis(axis, shape)
     channels = product([shape[a] for a in axes])
     if channels is None:
         raise ValueError(f"The size of the channel axis must be known. Received: {given}.")

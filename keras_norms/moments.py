@@ -6,13 +6,26 @@ zero: a float32 mean of 1e6 is itself off by 0.03, so the data are shifted by th
 are means of centred squares, never E[x^2] - E[x]^2.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras import ops
 
 from keras_norms import sums
 from keras_norms.geometry import Geometry
+
+
+class Moments(NamedTuple):
+    """Mean and variance of each group, shaped sample axes + (groups,).
+
+    The mean is `center + residual`, two numbers because one is too coarse far from zero: `center`
+    is near it and carries no gradient, `residual` is small and does.
+    """
+
+    center: object
+    residual: object
+    variance: object
 
 
 class Centred(NamedTuple):
@@ -31,8 +44,10 @@ def centre(x, geometry: Geometry, *, subtract_mean: bool = True, mask=None) -> C
         x: float32 or float64, axes in the geometry's order.
         subtract_mean: False takes the mean as 0, and the variance is then the mean square.
         mask: bool, of x's rank, broadcasts against x. The statistics are those of its True
-            positions; where there are none they are 0.
+            positions; a group without any is taken whole.
     """
+    if mask is not None:
+        mask = ops.logical_or(mask, ops.logical_not(ops.any(mask, _axes(geometry), keepdims=True)))
     if subtract_mean:
         rough = sums.settled(ops.stop_gradient(group_mean(x, geometry, mask)))
         x = x - rough
@@ -50,9 +65,7 @@ def centre(x, geometry: Geometry, *, subtract_mean: bool = True, mask=None) -> C
 
 def group_mean(x, geometry: Geometry, mask=None):
     """Mean over the space and the channels of a group, broadcastable against x."""
-    axes = geometry.space_axes
-    if geometry.groups == 1:
-        axes = tuple(sorted(axes + geometry.channel_axes))
+    axes = _axes(geometry)
     if mask is None:
         mean = sums.mean(x, axes)
     else:
@@ -69,6 +82,12 @@ def group_mean(x, geometry: Geometry, mask=None):
     return sums.reshape(means, ops.shape(mean))
 
 
+def _axes(geometry: Geometry) -> tuple[int, ...]:
+    """The axes that a mean is taken over, where groups of several channels are single channels."""
+    axes = geometry.space_axes
+    return tuple(sorted(axes + geometry.channel_axes)) if geometry.groups == 1 else axes
+
+
 def compact(statistic, geometry: Geometry):
     """From axes that broadcast against x to the sample axes and one axis of groups."""
     samples = ops.shape(statistic)[: geometry.samples]
@@ -79,59 +98,115 @@ def compact(statistic, geometry: Geometry):
 
 
 def expand_mask(mask, shape, geometry: Geometry):
-    """A mask over the axes of x but the channels, made to broadcast against x.
+    """A mask made to broadcast against x, its axes in the geometry's order; None if it cannot
+    matter.
 
-    It aligns from the left and may leave out trailing axes: with channels last, `(batch, time)`
-    masks both `(batch, time, channels)` and `(batch, time, width, channels)`.
+    It aligns from the left with the axes of x but the channels, and may leave out trailing axes:
+    with channels last, `(batch, time)` masks both `(batch, time, channels)` and
+    `(batch, time, width, channels)`. Where statistics are taken over channels alone (layer
+    normalization) it aligns with all axes. A mask over axes that are kept apart leaves whole groups
+    in or out, so it cannot matter.
 
     Args:
         mask: bool or numbers (True where not 0).
         shape: shape of x, in the caller's order of axes.
     """
     given = check_mask(mask, shape, geometry)
+    order = geometry.order or tuple(range(len(shape)))
+    if set(given) <= set(order[: geometry.samples]):
+        return None
     mask = ops.cast(mask, "bool")
     for axis in range(len(shape)):
         if axis not in given:
             mask = ops.expand_dims(mask, axis)
-    return mask
+    return mask if geometry.order is None else ops.transpose(mask, order)
 
 
 def check_mask(mask, shape, geometry: Geometry) -> list[int]:
     """The axes of x that the mask's axes stand for; ValueError if they do not fit."""
     order = geometry.order or tuple(range(len(shape)))
-    channels = {order[a] for a in geometry.channel_axes}
+    channels = {order[a] for a in geometry.channel_axes} if geometry.space_axes else set()
     axes = [a for a in range(len(shape)) if a not in channels][: len(mask.shape)]
     sizes = [(size, shape[a]) for size, a in zip(mask.shape, axes, strict=False)]
     if len(axes) < len(mask.shape) or any(
         None not in pair and pair[0] not in (1, pair[1]) for pair in sizes
     ):
+        without = f" without the channel axis {sorted(channels)}" if channels else ""
         raise ValueError(
-            "`mask` must have the sizes of the input's axes without the channel axis, from the "
-            f"left; trailing axes may be missing. Received: mask.shape={tuple(mask.shape)}, "
-            f"inputs.shape={tuple(shape)}, channel axis={sorted(channels)}."
+            f"`mask` must have the sizes of the input's axes{without}, from the left; trailing "
+            f"axes may be missing. Received: mask.shape={tuple(mask.shape)}, "
+            f"inputs.shape={tuple(shape)}."
         )
     return axes
 
 
-def has_elements(x, geometry: Geometry, mask=None):
-    """Whether there is anything to take moments of: a bool tensor, or True if that is certain."""
-    count = math.prod(ops.shape(x)[geometry.samples :])
-    filled = True if isinstance(count, int) and count else ops.convert_to_tensor(count > 0)
-    return filled if mask is None else ops.logical_and(filled, ops.any(ops.cast(mask, "bool")))
-
-
-def merge(mean, variance, axis: int):
-    """Mean and variance of parts of equal size, taken together (Chan, Golub and LeVeque 1983).
+def element_count(x, geometry: Geometry, mask=None):
+    """How many elements of x each mean is of: an int, or with a mask a tensor (samples axes).
 
     Args:
-        mean, variance: of each part, the parts along `axis`, which stays with size 1.
+        x: axes in the caller's order.
+        mask: as in `expand_mask`, not over channels.
     """
-    whole = sums.mean(mean, [axis])
-    between = sums.mean(ops.square(sums.subtract(mean, whole)), [axis])
-    return whole, sums.mean(variance, [axis]) + between
+    shape = ops.shape(x)
+    order = geometry.order or tuple(range(len(shape)))
+    channels = [order[a] for a in geometry.channel_axes]
+    each = math.prod(shape[a] for a in channels) // geometry.groups
+    others = [shape[a] for a in range(len(shape)) if a not in channels]
+    if mask is None:
+        return math.prod(others[geometry.samples :]) * each
+    kept = ops.cast(ops.cast(mask, "bool"), "float32")
+    for axis, size in enumerate(others):
+        if axis >= len(mask.shape):
+            each = each * (size if axis >= geometry.samples else 1)
+        elif mask.shape[axis] == 1 and size != 1 and axis >= geometry.samples:
+            each = each * size
+    count = ops.sum(kept, axis=tuple(range(geometry.samples, len(mask.shape))))
+    return count * ops.cast(each, "float32")
 
 
-def moving_average(old, new, momentum: float, valid=True):
+def merge(moments: Moments, axis: int, counts=None) -> Moments:
+    """Moments of parts, taken together (Chan, Golub and LeVeque 1983); `axis` stays with size 1.
+
+    Args:
+        moments: of each part, the parts along `axis`.
+        counts: elements of each part, broadcastable; None: all of them have equally many. Without
+            any element all is 0.
+    """
+    center, residual, variance = moments
+    if counts is None:
+        mean = functools.partial(sums.mean, axes=[axis])
+    else:
+        total = ops.sum(counts, axis=axis, keepdims=True)
+        share = ops.cast(counts, variance.dtype) / ops.cast(ops.maximum(total, 1), variance.dtype)
+
+        def mean(parts):
+            return ops.sum(parts * share, axis=axis, keepdims=True)
+
+    whole = sums.settled(ops.stop_gradient(mean(center)))
+    offset = sums.add(sums.subtract(center, whole), residual)
+    rest = mean(offset)
+    between = mean(ops.square(sums.subtract(offset, rest)))
+    return Moments(whole, rest, mean(variance) + between)
+
+
+def over_samples(moments: Moments, count: Any) -> tuple[Moments, Any]:
+    """The moments of all samples together, shaped (1, groups), and how many elements they are of.
+
+    Args:
+        moments: shaped (samples, groups).
+        count: elements of each sample, as `element_count` gives it. Where there are none at all,
+            every sample counts as a whole.
+    """
+    samples = ops.shape(moments.variance)[0]
+    if isinstance(count, int) or not len(count.shape):
+        return merge(moments, 0), count * samples
+    counts = ops.expand_dims(ops.broadcast_to(count, (samples,)), 1)
+    total = ops.sum(counts)
+    return merge(moments, 0, ops.where(total > 0, counts, ops.ones_like(counts))), total
+
+
+def moving_average(old, new, momentum, valid=True):
     """`old * momentum + new * (1 - momentum)`, or `old` where not valid."""
+    old = ops.convert_to_tensor(old)  # JAX takes no variable as an argument of `where`
     average = old * momentum + ops.cast(new, old.dtype) * (1.0 - momentum)
     return average if valid is True else ops.where(valid, average, old)

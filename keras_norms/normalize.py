@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import keras
-from keras import ops
+from keras import activations, ops
 
 from keras_norms import fused, sums
 from keras_norms.geometry import Geometry
-from keras_norms.moments import centre, compact, expand_mask
+from keras_norms.moments import Moments, centre, compact, expand_mask
 
 KERNELS = ("auto", "fused", "portable")
 
@@ -82,48 +82,132 @@ def kernel_info() -> KernelInfo:
 
 
 def normalize(
-    x, geometry: Geometry, *, gamma=None, beta=None, epsilon: float, subtract_mean=True, mask=None
+    x,
+    geometry: Geometry,
+    *,
+    gamma=None,
+    beta=None,
+    epsilon: float,
+    subtract_mean=True,
+    mask=None,
+    activation=None,
 ) -> Normalized:
-    """`y = (x - mean) / sqrt(variance + epsilon) * gamma + beta` over a geometry.
+    """`y = activation((x - mean) / sqrt(variance + epsilon) * gamma + beta)` over a geometry.
 
     Args:
         x: float16, bfloat16, float32 or float64, any shape the geometry was made for.
         gamma, beta: None or shaped as `parameter_shape` says.
         epsilon: float >= 0, added to the variance, so in units of x squared.
         subtract_mean: False takes the mean as 0: the variance is then the mean square.
-        mask: None, or the positions whose statistics count, as in `expand_mask`.
+        mask: None, or the positions whose statistics count, as in `expand_mask`; a group without
+            any is taken whole.
+        activation: None or a function of a tensor.
 
     Returns: y of x's shape and dtype; mean and variance (biased) in float32, or in float64 if x is.
     """
     if mask is not None:
-        mask = _transpose(expand_mask(mask, x.shape, geometry), geometry.order)
+        mask = expand_mask(mask, x.shape, geometry)
     gamma, beta = (_parameter(p, x, geometry, n) for p, n in ((gamma, "gamma"), (beta, "beta")))
     x = _transpose(x, geometry.order)
     if mask is None and _runs_fused(x):
-        y, mean, variance = fused.normalize(x, geometry, gamma, beta, epsilon, subtract_mean)
+        within, after = _activations(activation)
+        y, mean, variance = fused.normalize(
+            x, geometry, gamma, beta, epsilon, subtract_mean, within
+        )
+        y = after(y)
     else:
-        with _gradients():
-            y, mean, variance = _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask)
+        with exact_gradients():
+            y, mean, variance = _portable(
+                x, geometry, gamma, beta, epsilon, subtract_mean, mask, activation
+            )
     y = _transpose_back(y, geometry.order)
     return Normalized(y, ops.stop_gradient(mean), ops.stop_gradient(variance))
 
 
-def scale_shift(x, geometry: Geometry, *, center=None, scale, shift=None):
-    """`y = (x - center) * scale + shift`, the coefficients shaped sample axes + channel axes of x.
+def moments(x, geometry: Geometry, *, subtract_mean=True, mask=None) -> Moments:
+    """Mean and variance over a geometry, through which gradients flow; float32 or wider.
+
+    Args:
+        x, subtract_mean, mask: as in `normalize`.
+    """
+    if mask is not None:
+        mask = expand_mask(mask, x.shape, geometry)
+    x = _transpose(x, geometry.order)
+    if mask is None and _runs_fused(x):
+        mean, residual, variance = fused.moments(x, geometry, subtract_mean)
+        center = ops.stop_gradient(mean)
+        return Moments(center, (mean - center) + residual, variance)
+    with exact_gradients():
+        found = centre(ops.cast(x, _wide(x)), geometry, subtract_mean=subtract_mean, mask=mask)
+        return Moments(
+            *(compact(s, geometry) for s in (found.mean, found.residual, found.variance))
+        )
+
+
+def normalize_by(
+    found: Moments,
+    x,
+    geometry: Geometry,
+    *,
+    gamma=None,
+    beta=None,
+    epsilon,
+    correction=None,
+    activation=None,
+):
+    """`normalize` by moments that are given, through which gradients flow; only y.
+
+    Args:
+        found: shaped sample axes + channel axes of x.
+        epsilon: float, or a tensor that broadcasts against the variance.
+        correction: r and d in `y = ((x - mean) / sqrt(variance + epsilon) * r + d) * gamma + beta`.
+    """
+    scale = ops.rsqrt(found.variance + epsilon)
+    shift = -found.residual * scale
+    if correction is not None:
+        r, d = correction
+        scale, shift = scale * r, shift * r + d
+    if gamma is not None:
+        gamma = ops.cast(gamma, scale.dtype)
+        scale, shift = scale * gamma, shift * gamma
+    if beta is not None:
+        shift = shift + ops.cast(beta, scale.dtype)
+    return scale_shift(
+        x, geometry, center=found.center, scale=scale, shift=shift, activation=activation
+    )
+
+
+def scale_shift(x, geometry: Geometry, *, center=None, scale, shift=None, activation=None):
+    """`y = activation((x - center) * scale + shift)`.
+
+    Args:
+        center, scale, shift: shaped sample axes + channel axes of x.
+        activation: None or a function of a tensor.
 
     Returns: same shape and dtype as x; computed in float32, or in float64 if x is.
     """
     x = _transpose(x, geometry.order)
     coefficients = [None if c is None else ops.cast(c, _wide(x)) for c in (center, scale, shift)]
     if _runs_fused(x):
-        y = fused.scale_shift(x, geometry, *coefficients)
+        within, after = _activations(activation)
+        y = after(fused.scale_shift(x, geometry, *coefficients, within))
     else:
-        with _gradients():
-            y = _portable_scale_shift(x, geometry, *coefficients)
+        with exact_gradients():
+            y = _portable_scale_shift(x, geometry, *coefficients, activation)
     return _transpose_back(y, geometry.order)
 
 
-def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask):
+def _activations(activation):
+    """The activation's name in the compiled op, and what is left to apply to its result."""
+    if activation is None:
+        return "none", lambda y: y
+    for name in fused.ACTIVATIONS:
+        if activation is getattr(activations, name):
+            return name, lambda y: y
+    return "none", activation
+
+
+def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask, activation):
     gamma, beta = _expand(gamma, geometry), _expand(beta, geometry)
     y, mean, residual, variance = centre(
         ops.cast(x, _wide(x)), geometry, subtract_mean=subtract_mean, mask=mask
@@ -134,18 +218,20 @@ def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask):
     y = sums.multiply(y, scale)
     y = y if gamma is None else sums.multiply(y, gamma)
     y = y if beta is None else sums.add(y, beta)
+    y = y if activation is None else activation(y)
     mean, variance = compact(mean + residual, geometry), compact(variance, geometry)
     return ops.cast(y, x.dtype), mean, variance
 
 
-def _portable_scale_shift(x, geometry, center, scale, shift):
+def _portable_scale_shift(x, geometry, center, scale, shift, activation):
     center, scale, shift = (_expand(c, geometry, geometry.samples) for c in (center, scale, shift))
-    y = ops.cast(x, _wide(x))
+    y = ops.copy(ops.cast(x, _wide(x)))  # as in `moments.centre`
     y = sums.multiply(y if center is None else sums.subtract(y, center), scale)
-    return ops.cast(y if shift is None else sums.add(y, shift), x.dtype)
+    y = y if shift is None else sums.add(y, shift)
+    return ops.cast(y if activation is None else activation(y), x.dtype)
 
 
-def _gradients():
+def exact_gradients():
     """Ours, which are exact for long sums; the backend's own in a graph written to a file."""
     return sums.plain_gradients() if fused.exporting() else contextlib.nullcontext()
 

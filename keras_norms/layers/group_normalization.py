@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_norms.base import AffineNormalization, Identifier
+from keras_norms.base import AffineNormalization, Identifier, check_groups
 from keras_norms.geometry import Geometry, Shape, geometry
 
 
@@ -27,18 +27,22 @@ class GroupNormalization(AffineNormalization):
         beta_initializer, gamma_initializer: initializers of the weights.
         beta_regularizer, gamma_regularizer: optional regularizers of the weights.
         beta_constraint, gamma_constraint: optional constraints of the weights.
-        **kwargs: those of `keras.Layer` (`name`, `dtype`, ...).
+        group_size: int, the channels of a group, instead of `groups`, which then means nothing.
+        **kwargs: `activation`, applied to the result; those of `keras.Layer` (`name`, ...).
 
     Call arguments:
         inputs: `(batch, ..., channels)`, or with the channels at `axis`; rank 2 or more, only the
             number of channels need be known; float16, bfloat16, float32 or float64.
+        mask: optional, bool, the positions that the statistics are taken over: the sizes of the
+            input's axes without the channel axis, from the left (trailing ones may be missing).
+            Every position is normalized; a sample that is masked as a whole counts as a whole.
 
-    Returns: same shape, in the layer's compute dtype. Computed in float32 or wider. A mask is
-    passed on to the next layer and does not change the result.
+    Returns: same shape, in the layer's compute dtype. Computed in float32 or wider.
 
     Raises:
-        ValueError: `groups` is no positive int and not -1, or does not divide the number of
-            channels; `axis` is 0, out of bounds or of unknown size.
+        ValueError: `groups` is no positive int and not -1, `groups` or `group_size` does not divide
+            the number of channels; `axis` is 0, out of bounds or of unknown size; `mask` does not
+            fit the input.
 
     Differences from Keras:
         - The configuration holds `groups` as it was given, also after `build`.
@@ -61,12 +65,13 @@ class GroupNormalization(AffineNormalization):
         gamma_regularizer: Identifier | None = None,
         beta_constraint: Identifier | None = None,
         gamma_constraint: Identifier | None = None,
+        group_size: int | None = None,
         **kwargs: Any,
     ):
-        if not isinstance(groups, int) or (groups < 1 and groups != -1):
+        check_groups(groups)
+        if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
             raise ValueError(
-                "`groups` must be a positive int, or -1 for a group per channel. "
-                f"Received: groups={groups!r}."
+                f"`group_size` must be a positive int or None. Received: group_size={group_size!r}."
             )
         super().__init__(
             axis,
@@ -82,9 +87,20 @@ class GroupNormalization(AffineNormalization):
             **kwargs,
         )
         self.groups = groups
+        self.group_size = group_size
 
     def geometry_of(self, shape: Shape) -> Geometry:
-        return geometry(shape, self.axis, apart="samples", groups=self.groups)
+        view = geometry(shape, self.axis, apart="samples", groups=-1)
+        groups = self.groups
+        if self.group_size is not None:
+            groups, rest = divmod(view.groups, self.group_size)
+            if rest:
+                raise ValueError(
+                    "`group_size` must divide the number of channels. Received: group_size="
+                    f"{self.group_size}, channels={view.groups}, shape={tuple(shape)}."
+                )
+        return geometry(shape, self.axis, apart="samples", groups=groups)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "groups": self.groups}
+        config = {**super().get_config(), "groups": self.groups}
+        return {**config, **self.changed(group_size=None)}

@@ -28,18 +28,22 @@ class LayerNormalization(AffineNormalization):
         beta_initializer, gamma_initializer: initializers of the weights.
         beta_regularizer, gamma_regularizer: optional regularizers of the weights.
         beta_constraint, gamma_constraint: optional constraints of the weights.
-        **kwargs: those of `keras.Layer` (`name`, `dtype`, ...). `rms_scaling`, which older
-            configurations hold, is accepted when False.
+        **kwargs: `activation`, applied to the result; those of `keras.Layer` (`name`, ...).
+            `rms_scaling`, which older configurations hold, is accepted when False.
 
     Call arguments:
         inputs: any rank, `axis` of known sizes; float16, bfloat16, float32 or float64.
+        mask: optional, bool, the elements that the statistics are taken over: the sizes of the
+            input's axes, from the left (trailing ones may be missing). Every element is normalized;
+            what is normalized together and masked as a whole counts as a whole. So a mask of whole
+            positions, such as an `Embedding` gives, changes nothing when `axis` is -1.
 
-    Returns: same shape, in the layer's compute dtype. Computed in float32 or wider. A mask is
-    passed on to the next layer and does not change the result.
+    Returns: same shape, in the layer's compute dtype. Computed in float32 or wider.
 
     Raises:
         TypeError: `axis` is no int and no list or tuple of ints.
-        ValueError: `axis` is out of bounds, repeats or is of unknown size; `rms_scaling=True`.
+        ValueError: `axis` is out of bounds, repeats or is of unknown size; `rms_scaling=True`;
+            `mask` does not fit the input.
 
     Differences from Keras:
         - With several axes of mixed sign (`[1, -1]`), element `[i, j]` of `gamma` belongs to the
