@@ -11,6 +11,9 @@
 #   make sanitize-threads   the same under ThreadSanitizer
 #   make bazel          build with Bazel and run the C++ tests with it
 #   make test-aarch64   the C++ tests for aarch64, under emulation
+#   make test-slow      every layer in every number format of TFLite
+#   make test-backends  install JAX and PyTorch and run every layer on them
+#   make test-peers     make tensorflow-addons' own environment and compare with it
 #   make test-torch     install torch and run the tests that compare with it
 #   make test-packaging build and install sdist and wheel (uses the network)
 #   make matrix         write the last tests' outcome into README.md's support matrix
@@ -28,15 +31,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
 .PHONY: demo test pytest matrix bench lint format op test-cpp sanitize sanitize-threads bazel \
-        test-aarch64 test-torch test-packaging dist clean distclean
+        test-aarch64 test-slow test-backends test-peers test-torch \
+        test-packaging dist clean distclean
 
 demo: $(OP)
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: lint test-cpp pytest
 
-# Without the op its tests would be skipped, so here its absence is a failure.
+# Without the op its tests would be skipped, so here its absence is a failure. The support matrix
+# begins anew with a run of all tests; what runs later is added.
 pytest: $(OP)
+	$(if $(ARGS),,rm -f build/support.json)
 	KERAS_NORMS_REQUIRE_FUSED=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(ARGS)
 
 matrix: $(OP)
@@ -134,6 +140,16 @@ bazel: $(VENV)/.requirements
 
 test-aarch64:
 	tests/cpp/run_aarch64.sh
+
+test-slow: $(OP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-backends: $(OP)
+	$(BIN)/python -m pip install --quiet -r requirements-backends.txt
+	$(BIN)/python -m pytest -m backends $(ARGS)
+
+test-peers: $(OP)
+	tests/peers/run $(BIN)/python -m pytest -m peers $(ARGS)
 
 test-torch: $(OP)
 	$(BIN)/python -m pip install --quiet -r requirements-torch.txt

@@ -35,6 +35,12 @@ def float64(x):
     return np.asarray(x).astype(np.float64)
 
 
+def number(x):
+    """x in float64; complex128 if it is complex, as it is where a gradient is taken."""
+    x = np.asarray(x)
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
 def moments(x, axes, subtract_mean=True, where=None):
     """Mean and biased variance over `axes` with kept dimensions; 0 and 0 where there is nothing."""
     x = float64(x)

@@ -1,13 +1,15 @@
 """What the tests share: running a layer forward and backward, and the bounds it is held to."""
 
+import inspect
 import os
 import subprocess
 import sys
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import reference
+import oracle
+import rows
 import tensorflow as tf
 
 import keras_norms as kn
@@ -27,58 +29,66 @@ EPS64 = float(np.finfo("float64").eps)
 # What rounding the result to its type adds, relative to it: half a unit in the last place.
 ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
+REFERENCE = oracle.CLASSIC
+drawn, built = rows.drawn, rows.signed
+
 
 class Outputs(NamedTuple):
-    y: np.ndarray
-    dx: np.ndarray
-    dgamma: np.ndarray | None
-    dbeta: np.ndarray | None
+    """What a layer gave: y and dx nested as it gives and takes them, gradients by weight name."""
+
+    y: Any
+    dx: Any
+    gradients: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]  # all of them, as they were before the call
+
+    @property
+    def dgamma(self):
+        return self.gradients.get("gamma", self.gradients.get("scale"))
+
+    @property
+    def dbeta(self):
+        return self.gradients.get("beta")
 
 
-# The reference of each layer, called with the layer's own arguments.
-REFERENCE = {
-    "BatchNormalization": (reference.batch_norm, reference.batch_norm_gradients),
-    "LayerNormalization": (reference.layer_norm, reference.layer_norm_gradients),
-    "InstanceNormalization": (reference.instance_norm, reference.instance_norm_gradients),
-    "GroupNormalization": (reference.group_norm, reference.group_norm_gradients),
-    "RMSNormalization": (reference.rms_norm, reference.rms_norm_gradients),
-}
+def training(layer) -> dict:
+    """The arguments of a training call."""
+    return {"training": True} if "training" in inspect.signature(layer.call).parameters else {}
 
 
-def expected(layer, x, dy) -> tuple[reference.Forward, reference.Backward]:
-    """Forward and backward results of a built layer, by the reference."""
-    forward, gradients = REFERENCE[type(layer).__name__]
-    arguments = {"axis": layer.axis, "epsilon": layer.epsilon}
-    if isinstance(layer, kn.GroupNormalization):
-        arguments["groups"] = layer.groups
-    gamma, beta = parameters(layer)
-    if isinstance(layer, kn.RMSNormalization):
-        want = forward(x, gamma, **arguments)
-    else:
-        want = forward(x, gamma, beta, **arguments)
-    return want, gradients(dy, x, gamma, **arguments)
+def weights_of(layer) -> dict[str, np.ndarray]:
+    return {weight.name: weight.numpy() for weight in layer.weights}
+
+
+def expected(layer, x, dy, *, training=True, weights=None):
+    """Forward and backward results of a built layer, by its reference.
+
+    Args:
+        weights: by name, those that the call began with; None: as they are.
+    """
+    weights = weights_of(layer) if weights is None else weights
+    return oracle.expected(layer, x, dy, weights, training)
 
 
 def parameters(layer):
     """Gamma and beta as arrays, None where the layer has none."""
     if isinstance(layer, kn.RMSNormalization):
         return layer.scale.numpy(), None
-    return (None if p is None else p.numpy() for p in (layer.gamma, layer.beta))
+    found = weights_of(layer)
+    return found.get("gamma"), found.get("beta")
 
 
 def largest(gamma) -> float:
-    return 1.0 if gamma is None else float(np.abs(gamma).max())
+    return 1.0 if gamma is None else float(np.abs(gamma).max(initial=0))
 
 
-def built(layer, shape, seed=7):
-    """The layer, built, with gamma and beta of either sign and sizes from 0.5 to 2."""
-    layer.build(
-        (None, *shape[1:]) if 0 not in reference.positive(layer.axis, len(shape)) else shape
-    )
-    draw = np.random.default_rng(seed)
-    for weight in layer.trainable_weights:
-        weight.assign(draw.choice([-1, 1], weight.shape) * draw.uniform(0.5, 2, weight.shape))
-    return layer
+def size_of(layer, y) -> float:
+    """The unit of the promised bounds: max|gamma|, or the size of outputs that are not centred.
+
+    A normalized element is within a few deviations; what is beyond has kept the input's size.
+    """
+    unit = largest(parameters(layer)[0])
+    size = max((float(np.abs(part).max(initial=0)) for part in tf.nest.flatten(y)), default=0)
+    return unit if oracle.is_classic(layer) or size <= 8 * unit else size
 
 
 def compiled(function, mode):
@@ -86,6 +96,14 @@ def compiled(function, mode):
     if mode == "eager":
         return function
     return tf.function(function, jit_compile=mode == "xla", autograph=False)
+
+
+def tensors(values):
+    return tf.nest.map_structure(tf.constant, values)
+
+
+def arrays(values):
+    return tf.nest.map_structure(np.asarray, values)
 
 
 def runner(layer, mode, **arguments):
@@ -96,16 +114,15 @@ def runner(layer, mode, **arguments):
             tape.watch(x)
             y = layer(x, **arguments)
         weights = list(layer.trainable_variables)
-        gradients = tape.gradient(y, [x, *(w.value for w in weights)], dy)
-        return y, gradients[0], dict(zip([w.name for w in weights], gradients[1:], strict=True))
+        sources = [x, [w.value for w in weights]]
+        dx, rest = tape.gradient(y, sources, dy, unconnected_gradients="zero")
+        return y, dx, dict(zip([w.name for w in weights], rest, strict=True))
 
     step = compiled(step, mode)
 
     def run(x, dy):
-        y, dx, rest = step(tf.constant(x), tf.constant(dy))
-        rest = {name: value.numpy() for name, value in rest.items()}
-        dgamma = rest.get("gamma", rest.get("scale"))
-        return Outputs(y.numpy(), dx.numpy(), dgamma, rest.get("beta"))
+        before = weights_of(layer)
+        return Outputs(*arrays(step(tensors(x), tensors(dy))), before)
 
     return run
 
@@ -118,38 +135,58 @@ def close(got, want, *, atol, rtol=0.0, what=""):
 
 
 def check(layer, shape, kernel, mode, *, means=MEANS, dtype="float32", **arguments):
-    """Compares y, dx, dgamma and dbeta with the reference, for data of deviation 1 around means."""
+    """Compares y, dx and the weights' gradients with the reference, for data of deviation 1."""
     built(layer, shape)
     run = runner(layer, mode, **arguments)
     draw = np.random.default_rng(11)
+    like = layer.compute_output_shape(shape)
     for mean in means:
-        x = draw.normal(mean, 1, shape).astype(dtype)
-        dy = draw.normal(size=shape).astype(dtype)
+        x, dy = drawn(draw, mean, shape, dtype), drawn(draw, 0, like, dtype)
         compare(layer, x, dy, run(x, dy), kernel, what=f"mean {mean:g}")
 
 
-def compare(layer, x, dy, got: Outputs, kernel, what=""):
+def gradient_bound(value, terms, gradient=GRADIENT, unit=EPS32) -> float:
+    """The bound for a gradient that is a sum of terms of this size.
+
+    Relative to its largest element; where the terms cancel, their rounding stays, a few units in
+    the last place. What is below the smallest normal float32 is 0.
+    """
+    tiny = float(np.finfo("float32").tiny)
+    return gradient * np.abs(value).max(initial=0) + 8 * unit * terms + tiny
+
+
+def compare(layer, x, dy, got: Outputs, kernel, what="", training=True):
     """Holds one result to the promised bounds."""
-    want, back = expected(layer, x, dy)
-    gamma, _ = parameters(layer)
-    if x.dtype == np.float64:
-        forward = gradient = 32 * EPS64 * (1 + np.abs(x).max(initial=0))
+    want, back = expected(layer, x, dy, training=training, weights=got.weights)
+    first, *_ = tf.nest.flatten(x)
+    steepest = max(np.abs(part).max(initial=0) for part in tf.nest.flatten(dy))
+    if first.dtype == np.float64:
+        largest_x = max(np.abs(part).max(initial=0) for part in tf.nest.flatten(x))
+        forward = gradient = 32 * EPS64 * (1 + largest_x)
         unit = EPS64
     else:
         forward, gradient, unit = FORWARD[kernel], GRADIENT, EPS32
-    rtol = ROUNDING[x.dtype.name]
-    close(got.y, want.y, atol=forward * largest(gamma), rtol=rtol, what=f"y, {what}")
+    # The backends take tanh' for 1 - tanh**2, off by a rounding of 1.
+    saturated = steepest if type(layer).__name__ == "DynamicTanh" else 0
+    rtol = ROUNDING[first.dtype.name]
+    atol = forward * size_of(layer, want.y)
+    pairs = zip(tf.nest.flatten(got.y), tf.nest.flatten(want.y), strict=True)
+    for result, value in pairs:
+        close(result, value, atol=atol, rtol=rtol, what=f"y, {what}")
     # dx is a difference of terms of size |g| * rstd: where they cancel (few elements in a group)
     # their rounding stays, a few units in the last place.
-    atol = gradient * np.abs(back.dx).max(initial=0) + 8 * unit * back.scale
-    close(got.dx, back.dx, atol=atol, rtol=rtol, what=f"dx, {what}")
-    for name in ("dgamma", "dbeta"):
-        result, value = getattr(got, name), getattr(back, name)
-        if result is None:
-            continue
+    for result, value in zip(back.at(got.dx), back.dx_parts, strict=True):
+        atol = gradient * np.abs(value).max(initial=0) + 8 * unit * (back.scale + saturated)
+        close(result, value, atol=atol, rtol=rtol, what=f"dx, {what}")
+    assert set(got.gradients) <= set(back.gradients), (got.gradients.keys(), back.gradients.keys())
+    for name, result in got.gradients.items():
         # A sum that cancels keeps the rounding of its terms, |dy| times a normalized x of a few.
-        atol = gradient * np.abs(value).max(initial=0) + 8 * unit * np.abs(dy).max(initial=0)
-        close(result, value, atol=atol, what=f"{name}, {what}")
+        value = back.gradients[name]
+        terms = max(steepest, back.terms.get(name, 0))
+        if saturated:
+            terms += np.abs(dy * x).sum() * largest(parameters(layer)[0])
+        atol = gradient * np.abs(value).max(initial=0) + 8 * unit * terms
+        close(result, value, atol=atol, what=f"gradient of {name}, {what}")
 
 
 def policy(dtype) -> str:

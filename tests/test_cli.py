@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import matrix
 import pytest
 
 from keras_norms import build, cli, library
@@ -142,8 +144,20 @@ def test_list_names_every_layer():
     assert lines[0].split() == ["layer", "fused", "paper"]
     assert len(lines) == 1 + len(CATALOG)
     for line, row in zip(lines[1:], CATALOG, strict=True):
-        assert line.split()[:2] == [row.cls.__name__, "yes"]
+        assert line.split()[:2] == [row.name, "yes" if row.fused else "no"]
         assert line.endswith(row.paper)
+
+
+def test_list_prints_the_support_matrix():
+    done = command("list", "--matrix")
+    assert done.returncode == 0, done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert re.split("  +", head) == ["layer", *matrix.COLUMNS]
+    assert [line.split()[0] for line in lines] == [row.name for row in CATALOG]
+    for line in lines:
+        cells = re.split("  +", line)[1:]
+        assert len(cells) == len(matrix.COLUMNS)
+        assert f"| `{line.split()[0]}` | {' | '.join(cells)} |" in matrix.README.read_text()
 
 
 @needs_library

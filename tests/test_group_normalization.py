@@ -213,3 +213,29 @@ def test_penalty_on_gradients(kernel, mode, rng):
         step = 1e-5 * np.eye(6)[i]
         slope = (want(x, gamma + step) - want(x, gamma - step)) / 2e-5
         np.testing.assert_allclose(dgamma[i], slope, rtol=1e-6, atol=1e-7 * np.abs(dgamma).max())
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 6])
+def test_group_size(group_size, kernel, rng):
+    """The channels of a group instead of their number, as in Flax."""
+    x = rng.normal(size=(3, 5, 6)).astype("float32")
+    layers = [
+        support.built(layer, x.shape)
+        for layer in (
+            kn.GroupNormalization(group_size=group_size),
+            kn.GroupNormalization(6 // group_size),
+        )
+    ]
+    np.testing.assert_array_equal(*(layer(x) for layer in layers))
+    assert layers[0].get_config()["group_size"] == group_size
+    assert "group_size" not in layers[1].get_config()
+
+
+def test_group_size_errors():
+    for size in (0, -1, 2.0):
+        message = rf"`group_size` must be a positive int or None. Received: group_size={size}."
+        with pytest.raises(ValueError, match=message):
+            kn.GroupNormalization(group_size=size)
+    message = r"`group_size` must divide the number of channels. Received: group_size=4, channels=6"
+    with pytest.raises(ValueError, match=message):
+        kn.GroupNormalization(group_size=4)(np.zeros((2, 5, 6)))

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import reference
 import support
+import tensorflow as tf
 
 import keras_norms as kn
 
@@ -117,3 +119,52 @@ def test_weights_and_config():
 def test_errors_of_build(axis, shape, message):
     with pytest.raises(ValueError, match=message):
         kn.InstanceNormalization(axis).build(shape)
+
+
+# Running statistics, which PyTorch alone has.
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_running_statistics(axis, unbiased, kernel, mode, rng):
+    """The samples' average mean and variance; inference goes by them."""
+    x = np.moveaxis(rng.normal(3, 2, (4, 7, 5, 3)), -1, axis).astype("float32")
+    space = tuple(a for a in range(1, 4) if a != axis % 4)
+    layer = kn.InstanceNormalization(
+        axis, track_running_stats=True, momentum=0.75, unbiased_moving_variance=unbiased
+    )
+    support.built(layer, x.shape)
+    step = support.compiled(lambda x: layer(x, training=True), mode)
+    gamma, beta = support.parameters(layer)
+    want = reference.instance_norm(x, gamma, beta, axis=axis)
+    support.close(step(tf.constant(x)), want.y, atol=support.FORWARD[kernel] * np.abs(gamma).max())
+    wide = x.astype("float64")
+    mean = wide.mean(space).mean(0) * 0.25
+    variance = 0.75 + wide.var(space, ddof=int(unbiased)).mean(0) * 0.25
+    support.close(layer.moving_mean, mean, atol=4e-6)
+    support.close(layer.moving_variance, variance, atol=4e-6)
+    want = reference.frozen_batch_norm(
+        x, gamma, beta, layer.moving_mean, layer.moving_variance, axis=axis
+    )
+    support.close(layer(x), want, atol=2e-5)
+
+
+def test_running_statistics_skip_masked_samples(kernel, rng):
+    x = rng.normal(3, 2, (4, 7, 3)).astype("float32")
+    mask = rng.uniform(size=(4, 7)) < 0.6
+    mask[2] = False
+    layer = kn.InstanceNormalization(track_running_stats=True, momentum=0.0)
+    layer(x, training=True, mask=tf.constant(mask))
+    kept = [x[i][mask[i]].astype("float64") for i in (0, 1, 3)]
+    support.close(layer.moving_mean, np.mean([v.mean(0) for v in kept], 0), atol=4e-6)
+    support.close(layer.moving_variance, np.mean([v.var(0) for v in kept], 0), atol=1e-5)
+    before = layer.get_weights()
+    for call in ((x, np.zeros((4, 7), "bool")), (x[:0], None)):
+        layer(call[0], training=True, mask=call[1])
+        np.testing.assert_array_equal(layer.get_weights(), before)
+
+
+def test_without_tracking_there_are_no_statistics():
+    layer = kn.InstanceNormalization(momentum=None)
+    layer.build((2, 5, 3))
+    assert [w.name for w in layer.weights] == ["gamma", "beta"]

@@ -178,22 +178,50 @@ def test_mean_square(shape, axis, apart, groups, mode, rng):
     support.close(moments.compact(got, view), want, rtol=16 * support.EPS32, atol=0)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+def pieces(x, axes):
+    """The moments of parts of x as `Moments`: a float32 center, and what it lacks."""
+    mean, variance = (np.squeeze(v, axes) for v in reference.moments(x, axes))
+    center = mean.astype("float32")
+    parts = center, (mean - center).astype("float32"), variance.astype("float32")
+    return moments.Moments(*map(ops.convert_to_tensor, parts))
+
+
+def check_merged(got, x):
+    """Of all of x but its last axis."""
+    want_mean, want_variance = (v.ravel() for v in reference.moments(x, (0, 1)))
+    mean = got.center.numpy().astype("float64") + got.residual.numpy()
+    deviation = np.sqrt(want_variance.max())
+    support.close(mean[0], want_mean, atol=8 * support.EPS32 * deviation)
+    support.close(got.variance[0], want_variance, rtol=16 * support.EPS32, atol=0)
+
+
 @pytest.mark.parametrize("mean", support.MEANS)
-def test_merged_moments_are_direct_moments(axis, mean, rng):
-    """Moments of instances, merged over the samples, are those of the batch (Chan et al. 1983)."""
+def test_merged_moments_are_direct_moments(mean, mode, rng):
+    """Moments of instances, merged over the samples, are those of the batch (Chan et al. 1983).
+
+    From float32 means alone the variance would be off by the square of their rounding, 1e-3.
+    """
     x = rng.normal(mean, 1, (5, 7, 11)).astype("float32")
     x += rng.normal(0, 3, (5, 1, 11)).astype("float32")
-    parts = reference.moments(x, 2 - axis if axis else 1)
-    kept = [np.squeeze(p, 2 - axis if axis else 1) for p in parts]
-    got = moments.merge(*(ops.convert_to_tensor(v.astype("float32")) for v in kept), axis)
-    want = reference.moments(x, (0, 1) if axis == 0 else (1, 2))
-    # The parts' means come rounded to float32: half a unit of `mean` each, and its square.
-    rounding = support.EPS32 * mean
-    support.close(got[0], np.squeeze(want[0], 1 if axis == 0 else 2), rtol=2e-6, atol=1e-5)
-    variance = np.squeeze(want[1], 1 if axis == 0 else 2)
-    deviation = np.sqrt(variance.max())
-    support.close(got[1], variance, rtol=2e-6, atol=2 * deviation * rounding + rounding**2)
+    merge = support.compiled(lambda *parts: moments.merge(moments.Moments(*parts), 0), mode)
+    check_merged(merge(*pieces(x, 1)), x)
+
+
+@pytest.mark.parametrize("mean", support.MEANS)
+def test_merged_moments_of_unequal_parts(mean, mode, rng):
+    x = rng.normal(mean, 1, (9, 5, 11)).astype("float32")
+    x[4:] += 2
+    empty = moments.Moments(*[ops.zeros(11)] * 3)
+    parts = [pieces(part, (0, 1)) for part in (x[:1], x[1:4], x[4:])]
+    parts = [ops.stack(values) for values in zip(*parts, empty, strict=True)]
+    counts = ops.convert_to_tensor(np.array([[5.0], [15.0], [25.0], [0.0]], "float32"))
+    merge = support.compiled(lambda *p: moments.merge(moments.Moments(*p), 0, counts), mode)
+    check_merged(merge(*parts), x)
+
+
+def test_merged_moments_of_nothing():
+    got = moments.merge(moments.Moments(*[ops.zeros((3, 2))] * 3), 0, ops.zeros((3, 1)))
+    np.testing.assert_array_equal(np.stack(got), np.zeros((3, 1, 2)))
 
 
 def test_moving_average(rng):
@@ -210,11 +238,29 @@ def test_moving_average(rng):
         np.testing.assert_array_equal(kept, old)
 
 
-@pytest.mark.parametrize("mode_of_mask", ["some", "none"])
-def test_has_elements(mode_of_mask):
-    view = geometry((None, 5, 3), -1, apart="nothing", groups=-1)
-    some = mode_of_mask == "some"
-    mask = tf.fill((2, 5), some)
-    assert bool(moments.has_elements(tf.zeros((2, 5, 3)), view, mask)) is some
-    assert bool(moments.has_elements(tf.zeros((2, 5, 3)), view)) is True
-    assert bool(moments.has_elements(tf.zeros((0, 5, 3)), view)) is False
+COUNTS = [
+    # shape, axis, apart, groups, shape of the mask
+    ((2, 5, 3), -1, "nothing", -1, (2, 5)),
+    ((2, 5, 3), -1, "nothing", -1, (1, 5)),
+    ((2, 5, 4, 3), -1, "nothing", 1, (2, 5)),
+    ((4, 3, 5, 7), 1, "samples", -1, (4, 5)),
+    ((4, 3, 5, 7), 1, "samples", -1, (4, 1, 7)),
+    ((4, 5, 6), -1, "samples", 2, (1, 5)),
+    ((4, 5, 6), -1, "samples", 2, (4,)),
+]
+
+
+@pytest.mark.parametrize("shape, axis, apart, groups, mask_shape", COUNTS)
+def test_element_count(shape, axis, apart, groups, mask_shape, rng):
+    view = geometry(shape, axis, apart=apart, groups=groups)
+    each = shape[axis] // view.groups
+    others = [size for a, size in enumerate(shape) if a != axis % len(shape)]
+    kept = 1 if apart == "samples" else 0
+    assert moments.element_count(tf.zeros(shape), view) == int(np.prod(others[kept:])) * each
+    mask = rng.uniform(size=mask_shape) < 0.5
+    got = moments.element_count(tf.zeros(shape), view, tf.constant(mask))
+    whole = np.broadcast_to(
+        mask.reshape(mask_shape + (1,) * (len(others) - len(mask_shape))), others
+    )
+    want = whole.sum(tuple(range(kept, len(others)))) * each
+    np.testing.assert_array_equal(np.broadcast_to(got, want.shape), want)

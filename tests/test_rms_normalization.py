@@ -1,6 +1,9 @@
+import keras
 import numpy as np
 import pytest
+import reference
 import support
+import tensorflow as tf
 
 import keras_norms as kn
 
@@ -104,3 +107,57 @@ def test_weights_and_config():
 def test_errors_of_build(axis, shape, message):
     with pytest.raises(ValueError, match=message):
         kn.RMSNormalization(axis).build(shape)
+
+
+# What Llama and Gemma need.
+
+
+@pytest.mark.parametrize("cast_mode", ["gemma", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("axis", [-1, 1, [1, -1]])
+def test_offset_and_cast_modes(cast_mode, dtype, axis, kernel, rng):
+    """The weight is around zero; "llama" rounds before the product with it, "gemma" after."""
+    shape = (3, 5, 7)
+    policy = support.policy(dtype)
+    layer = kn.RMSNormalization(axis, offset=1.0, cast_mode=cast_mode, dtype=policy)
+    layer.build(shape)
+    np.testing.assert_array_equal(layer.scale, np.zeros(layer.scale.shape))
+    layer.scale.assign(rng.uniform(-0.5, 0.5, layer.scale.shape))
+    x = tf.constant(rng.normal(2, 3, shape), dtype)
+    weight = layer.scale.numpy() + np.float32(1)
+    rounded = tf.constant(weight, dtype).numpy() if cast_mode == "llama" else weight
+    plain = reference.rms_norm(x.numpy(), None, axis=axis).y
+    want = plain * reference.spread(rounded, reference.positive(axis, 3), 3)
+    roundings = 2 if cast_mode == "llama" else 1
+    got = layer(x)
+    assert got.dtype == dtype
+    rtol = 1.01 * roundings * support.ROUNDING[dtype]
+    support.close(got, want, atol=support.FORWARD[kernel] * 2, rtol=rtol)
+    if cast_mode == "llama":
+        step = tf.cast(tf.constant(plain.astype("float32")), dtype)
+        product = step * reference.spread(rounded, reference.positive(axis, 3), 3).astype(dtype)
+        if dtype != "float32":  # rounding for rounding, but for the last bit of the first
+            assert np.mean(got.numpy() == product.numpy()) > 0.97
+
+
+def test_without_scale(kernel, rng):
+    """Keras has no way to leave the weight out."""
+    layer = kn.RMSNormalization(use_scale=False)
+    x = rng.normal(size=(3, 7)).astype("float32")
+    support.close(layer(x), reference.rms_norm(x, None).y, atol=support.FORWARD[kernel])
+    assert layer.weights == []
+    assert layer.get_config()["use_scale"] is False
+
+
+def test_plain_config_loads_into_keras():
+    assert set(kn.RMSNormalization().get_config()) == set(
+        keras.layers.RMSNormalization().get_config()
+    )
+
+
+def test_cast_mode_and_offset_errors():
+    message = '`cast_mode` must be "gemma" or "llama". Received: cast_mode=\'none\'.'
+    with pytest.raises(ValueError, match=message):
+        kn.RMSNormalization(cast_mode="none")
+    with pytest.raises(TypeError, match=r"`offset` must be a number. Received: offset='1'."):
+        kn.RMSNormalization(offset="1")
