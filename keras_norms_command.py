@@ -5,6 +5,7 @@
 """
 
 import importlib.util
+import os
 import sys
 import types
 
@@ -20,7 +21,13 @@ def main() -> int:
     except ImportError as error:
         print(f"keras-norms: {error}. Run `keras-norms doctor`.", file=sys.stderr)
         return 1
-    return cli.main()
+    try:
+        status = cli.main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as under `head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
 
 
 if __name__ == "__main__":

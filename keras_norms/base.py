@@ -10,9 +10,8 @@ from typing import Any
 import keras
 from keras import activations, constraints, initializers, ops, regularizers
 
-from keras_norms import sums
-from keras_norms.geometry import AxisError, Geometry, Shape, parameter_shape
-from keras_norms.normalize import Normalized, normalize
+from keras_norms.geometry import AxisError, Geometry, Shape, geometry, parameter_shape
+from keras_norms.normalize import Normalized, normalize, scale_shift
 
 # An initializer, regularizer, constraint or activation: its name, configuration, or itself.
 Identifier = str | dict[str, Any] | Callable[..., Any]
@@ -200,13 +199,13 @@ class Affine(ChannelLayer):
                 setattr(self, name, self.add_declared(name, shape))
 
     def scaled(self, x: Any) -> Any:
-        """`x * gamma + beta`, for what no function of `normalize` ends with; x is wide."""
-        gamma, beta = (
-            None if p is None else spread(ops.cast(p, x.dtype), ops.shape(x), self.axis)
-            for p in (self.gamma, self.beta)
-        )
-        x = x if gamma is None else sums.multiply(x, gamma)
-        return x if beta is None else sums.add(x, beta)
+        """`activation(x * gamma + beta)`, in the compute dtype."""
+        if self.gamma is None and self.beta is None:
+            return self.finished(x)
+        view = geometry(x.shape, self.axis, apart="nothing", groups=-1)
+        gamma = ops.ones_like(self.beta) if self.gamma is None else self.gamma
+        y = scale_shift(x, view, scale=gamma, shift=self.beta, activation=self.activation)
+        return ops.cast(y, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "center": self.center, "scale": self.scale}

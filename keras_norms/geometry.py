@@ -73,14 +73,16 @@ def parameter_shape(shape: Shape, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[a] for a in _axes(shape, axis))
 
 
-def one_axis(axis: int | Sequence[int], shape: Shape) -> int:
-    """The axis, if it is one and not several; TypeError if not."""
-    if isinstance(axis, list | tuple):
-        raise TypeError(
-            "`axis` must be an int: there is one channel axis. "
-            f"Received: shape={tuple(shape)}, axis={axis}."
-        )
-    return axis
+def one_axis(axis: int | Sequence[int], shape: Shape | None = None) -> int:
+    """The axis, if it is one int and not several; TypeError, or ValueError for a text, if not."""
+    try:
+        return operator.index(axis)
+    except TypeError:
+        error = ValueError if isinstance(axis, str) else TypeError
+        given = "" if shape is None else f"shape={tuple(shape)}, "
+        raise error(
+            f"`axis` must be an int: there is one channel axis. Received: {given}axis={axis!r}."
+        ) from None
 
 
 def geometry(shape: Shape, axis: int | Sequence[int], *, apart: str, groups: int = 1) -> Geometry:

@@ -25,7 +25,7 @@ def normalize_sub_batches(x: Any, axis: int, size: int, mask: Any = None, **argu
         )
     samples = ops.shape(x)[0]
     if mask is not None and mask.shape[0] == 1:
-        mask = ops.broadcast_to(mask, (samples, *mask.shape[1:]))
+        mask = ops.broadcast_to(mask, (samples, *ops.shape(mask)[1:]))
     parts = samples // size
     if isinstance(samples, int) and samples == parts * size:
         return _normalized(x, axis, (parts, size), mask, arguments)

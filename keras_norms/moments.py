@@ -6,10 +6,11 @@ zero: a float32 mean of 1e6 is itself off by 0.03, so the data are shifted by th
 are means of centred squares, never E[x^2] - E[x]^2.
 """
 
-import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from keras_norms import sums
@@ -125,7 +126,8 @@ def expand_mask(mask, shape, geometry: Geometry):
 def check_mask(mask, shape, geometry: Geometry) -> list[int]:
     """The axes of x that the mask's axes stand for; ValueError if they do not fit."""
     order = geometry.order or tuple(range(len(shape)))
-    channels = {order[a] for a in geometry.channel_axes} if geometry.space_axes else set()
+    alone = geometry.groups == 1 and not geometry.space_axes  # channels, as in layer normalization
+    channels = set() if alone else {order[a] for a in geometry.channel_axes}
     axes = [a for a in range(len(shape)) if a not in channels][: len(mask.shape)]
     sizes = [(size, shape[a]) for size, a in zip(mask.shape, axes, strict=False)]
     if len(axes) < len(mask.shape) or any(
@@ -158,8 +160,10 @@ def element_count(x, geometry: Geometry, mask=None):
     for axis, size in enumerate(others):
         if axis >= len(mask.shape):
             each = each * (size if axis >= geometry.samples else 1)
-        elif mask.shape[axis] == 1 and size != 1 and axis >= geometry.samples:
-            each = each * size
+        elif axis >= geometry.samples and mask.shape[axis] in (1, None):
+            # Broadcast, which an open size may turn out to be.
+            given = 1 if mask.shape[axis] else ops.maximum(ops.shape(mask)[axis], 1)
+            each = each * (size // given)
     count = ops.sum(kept, axis=tuple(range(geometry.samples, len(mask.shape))))
     return count * ops.cast(each, "float32")
 
@@ -173,20 +177,41 @@ def merge(moments: Moments, axis: int, counts=None) -> Moments:
             any element all is 0.
     """
     center, residual, variance = moments
-    if counts is None:
-        mean = functools.partial(sums.mean, axes=[axis])
-    else:
+    _, subtract, _, mean = arithmetic(variance.dtype)
+    if counts is not None:
         total = ops.sum(counts, axis=axis, keepdims=True)
         share = ops.cast(counts, variance.dtype) / ops.cast(ops.maximum(total, 1), variance.dtype)
 
-        def mean(parts):
-            return ops.sum(parts * share, axis=axis, keepdims=True)
+        def mean(parts, axes):
+            return ops.sum(parts * share, axis=axes, keepdims=True)
 
-    whole = sums.settled(ops.stop_gradient(mean(center)))
-    offset = sums.add(sums.subtract(center, whole), residual)
-    rest = mean(offset)
-    between = mean(ops.square(sums.subtract(offset, rest)))
-    return Moments(whole, rest, mean(variance) + between)
+    whole = sums.settled(ops.stop_gradient(mean(center, [axis])))
+    offset = ops.stop_gradient(center - whole) + residual
+    rest = mean(offset, [axis])
+    between = mean(ops.square(subtract(offset, rest)), [axis])
+    return Moments(whole, rest, mean(variance, [axis]) + between)
+
+
+def widened(moments: Moments) -> Moments:
+    """In float64, where sums over samples take a few nodes of a graph and not hundreds.
+
+    JAX has no float64 unless told so, and needs none here: it traces known sizes only.
+    """
+    if keras.backend.backend() == "jax":
+        return moments
+    return Moments(*(ops.cast(statistic, "float64") for statistic in moments))
+
+
+def arithmetic(dtype):
+    """add, subtract, multiply and mean: those of `sums`, or plain ones where it is float64."""
+    if keras.backend.standardize_dtype(dtype) == "float64":
+        return operator.add, operator.sub, operator.mul, _plain_mean
+    return sums.add, sums.subtract, sums.multiply, sums.mean
+
+
+def _plain_mean(x, axes):
+    count = ops.maximum(math.prod(ops.shape(x)[a] for a in axes), 1)
+    return ops.sum(x, axis=axes, keepdims=True) / ops.cast(count, x.dtype)
 
 
 def over_samples(moments: Moments, count: Any) -> tuple[Moments, Any]:

@@ -26,7 +26,8 @@ class MovingNormalization(AffineNormalization):
         unbiased_moving_variance: bool, whether the moving variance is that of the population: a
             batch of n elements enters with n / (n - 1) times its variance.
         freeze_statistics: bool, whether training, too, goes by the moving statistics, which then
-            stay as they are. Also an attribute, for the time after construction.
+            stay as they are. Also an attribute, for the time after construction; a model that is
+            compiled has to be compiled again, as with `trainable`.
     """
 
     # Whether the statistics of several batches are those of all their elements together, or else
@@ -101,19 +102,25 @@ class MovingNormalization(AffineNormalization):
 
     def corrected(self, variance: Any, count: Any) -> Any:
         """The variance of `count` elements, as the moving variance is to hold it."""
-        return variance * bessel(count) if self.unbiased_moving_variance else variance
+        if not self.unbiased_moving_variance:
+            return variance
+        return variance * ops.cast(bessel(count, variance.dtype), variance.dtype)
 
     def update(self, count: Any, **statistics: Any) -> None:
         """Moves the averages towards a batch's statistics; they stay where it has no elements.
 
         Args:
             count: elements or samples that the statistics are of.
-            **statistics: `moving_mean`, `moving_variance`, ..., without gradients.
+            **statistics: `moving_mean`, `moving_variance`, ..., without gradients; the variance
+                biased, if the layer is `pooled`.
         """
         record = _record.get()
         if record is not None and self in record:
             record[self].add(count, statistics)
             return
+        if self.pooled:
+            variance = self.corrected(statistics["moving_variance"], count)
+            statistics = {**statistics, "moving_variance": variance}
         valid = True if isinstance(count, int) and count > 0 else ops.convert_to_tensor(count > 0)
         self.move(statistics, self.next_momentum(valid), valid)
 
@@ -158,6 +165,16 @@ class MovingNormalization(AffineNormalization):
         for name in self.moving:
             getattr(self, name).assign(statistics[name])
 
+    def take(self, record: "Record") -> None:
+        """Puts what was recorded in the place of the moving statistics."""
+        statistics = dict(record.statistics)
+        if self.pooled:
+            variance = statistics["moving_variance"]
+            statistics["moving_variance"] = self.corrected(variance, record.count)
+        self.set_statistics(statistics)
+        if self.batch_count is not None:
+            self.batch_count.assign(record.batches)
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -173,11 +190,11 @@ def refuse(kwargs: dict[str, Any], *names: str) -> None:
         raise ValueError(f"Unrecognized keyword arguments, which mean nothing here: {given}.")
 
 
-def bessel(count: Any) -> Any:
+def bessel(count: Any, dtype: str = "float32") -> Any:
     """n / (n - 1), what makes the variance of n elements unbiased; 1 where n is 1 or 0."""
-    if isinstance(count, int):
+    if isinstance(count, int | float):
         return count / (count - 1) if count > 1 else 1.0
-    count = ops.cast(count, "float32")
+    count = ops.cast(count, dtype)
     return ops.where(count > 1, count / ops.maximum(count - 1, 1), 1.0)
 
 
@@ -186,6 +203,7 @@ class Record:
 
     def __init__(self, pooled: bool):
         self.pooled = pooled
+        self.batches = 0
         self.count = 0.0
         self.statistics: dict[str, np.ndarray] = {}
 
@@ -193,6 +211,7 @@ class Record:
         count = float(count)
         if not count:
             return
+        self.batches += 1
         self.count += count
         share = count / self.count
         given = {name: ops.convert_to_numpy(s).astype("float64") for name, s in statistics.items()}

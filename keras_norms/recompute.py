@@ -45,8 +45,8 @@ def recompute_statistics(
     layers = [layer for layer in model._flatten_layers() if _moves(layer)]
     if not layers:
         raise ValueError(
-            "The model holds no layer with moving statistics that may change. "
-            f"Received: model={model.name!r}."
+            "The model holds no layer of keras_norms with moving statistics that may change "
+            f"(Keras' own do not count). Received: model={model.name!r}."
         )
     bar = keras.utils.Progbar(_length(dataset, steps), unit_name="batch", verbose=verbose)
     done = 0
@@ -61,7 +61,7 @@ def recompute_statistics(
         bar.update(done, finalize=True)
     reached = {layer: record for layer, record in records.items() if record.statistics}
     for layer, record in reached.items():
-        layer.set_statistics(record.statistics)
+        layer.take(record)
     return [layer.path for layer in reached]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from keras import initializers, ops
 
+from keras_norms.base import number
 from keras_norms.moments import Moments, moving_average
 
 
@@ -21,7 +22,13 @@ class Renormalization:
     KEYS = ("rmin", "rmax", "dmax")
 
     def __init__(self, clipping: dict[str, float] | None, momentum: float):
-        clipping = clipping or {}
+        clipping = {} if clipping is None else clipping
+        if not isinstance(clipping, dict):
+            raise TypeError(
+                f"`renorm_clipping` must be a dict or None. Received: renorm_clipping={clipping!r}."
+            )
+        for key in clipping:
+            number(f"renorm_clipping[{key!r}]", clipping[key])
         if set(clipping) - set(self.KEYS):
             raise ValueError(
                 f"`renorm_clipping` may have the keys {self.KEYS}. "
@@ -38,7 +45,7 @@ class Renormalization:
                 "`dmax` must be at least 0 in `renorm_clipping`. "
                 f"Received: renorm_clipping={clipping}."
             )
-        self.momentum = momentum
+        self.momentum = number("renorm_momentum", momentum, least=0, most=1)
 
     def build(self, layer: Any, shape: tuple[int, ...]) -> None:
         """Adds the weights, named as Keras names them."""
@@ -53,10 +60,11 @@ class Renormalization:
 
     def corrections(self, layer: Any, found: Moments) -> tuple[Any, Any]:
         """r and d, through which no gradient flows."""
-        past = ops.maximum(layer.renorm_stddev, layer.epsilon**0.5)
+        dtype = found.variance.dtype
+        past = ops.maximum(ops.cast(layer.renorm_stddev, dtype), layer.epsilon**0.5)
         r = ops.sqrt(found.variance + layer.epsilon) / past
         # The mean and its past are close: their difference is exact, and the residual adds to it.
-        d = (found.center - layer.renorm_mean + found.residual) / past
+        d = (found.center - ops.cast(layer.renorm_mean, dtype) + found.residual) / past
         r = r if self.rmin is None else ops.maximum(r, self.rmin)
         r = r if self.rmax is None else ops.minimum(r, self.rmax)
         d = d if self.dmax is None else ops.clip(d, -self.dmax, self.dmax)

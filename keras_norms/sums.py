@@ -38,7 +38,7 @@ def plain_gradients():
         _plain.reset(token)
 
 
-def _with_gradient(function):
+def with_gradient(function):
     """Lets `function(*tensors) -> (result, gradient)` define its own gradient.
 
     Only where the backend's own is inexact: PyTorch adds in pairs, and its custom gradients would
@@ -57,19 +57,19 @@ def _with_gradient(function):
     return call
 
 
-@_with_gradient
+@with_gradient
 def add(x, y):
     """`x + y`, of the same rank."""
     return x + y, lambda dz: (_sum_to(dz, x), _sum_to(dz, y))
 
 
-@_with_gradient
+@with_gradient
 def subtract(x, y):
     """`x - y`, of the same rank."""
     return x - y, lambda dz: (_sum_to(dz, x), -_sum_to(dz, y))
 
 
-@_with_gradient
+@with_gradient
 def multiply(x, y):
     """`x * y`, of the same rank."""
     return x * y, lambda dz: (_sum_to(dz * y, x), _sum_to(dz * x, y))

@@ -81,9 +81,10 @@ def close(got, want, what, atol=1e-6):
 
 
 def compare(strategy, sizes, mean, masked, **arguments):
+    """masked: True, False, or "all" for a batch of which no position counts."""
     what = f"sizes {sizes}, mean {mean:g}, masked {masked}, {arguments}"
     x, dy, mask = data(sizes, mean)
-    mask = mask if masked else None
+    mask = (mask if masked != "all" else np.zeros_like(mask)) if masked else None
     alone = make(**arguments)
     want_y, (want_dx, want_dgamma, want_dbeta) = step(alone, *map(_tensor, (x, dy, mask)))
     with strategy.scope():
@@ -108,6 +109,9 @@ def compare(strategy, sizes, mean, masked, **arguments):
     for name in layer.moving:
         got, want = (getattr(v, name).numpy() for v in (layer, alone))
         close(got, want, f"{name}, {what}")
+    if masked == "all":
+        np.testing.assert_array_equal(layer.moving_variance.numpy(), np.ones(SHAPE[-1]))
+        return
     exact = x if mask is None else x[mask]
     axes = tuple(range(exact.ndim - 1))
     variance = exact.astype("float64").var(axes)
@@ -147,6 +151,7 @@ def main():
         for mean in (0.0, 1e4):
             compare(strategy, sizes, mean, masked=False)
     compare(strategy, (4, 3), 1e4, masked=True)
+    compare(strategy, (4, 3), 1e2, masked="all")
     compare(strategy, (4, 4), 1e2, masked=False, renorm_clipping={"rmax": 3.0})
     if kind == "workers":
         assert collectives(strategy) == (2, 1)

@@ -321,5 +321,74 @@ def test_recompute_errors_change_nothing():
             np.testing.assert_array_equal(a, b)
     with pytest.raises(TypeError, match=r"`model` must be a keras.Model. Received: model="):
         kn.recompute_statistics(bn, [good])
-    with pytest.raises(ValueError, match="holds no layer with moving statistics"):
+    with pytest.raises(ValueError, match="holds no layer of keras_norms with moving statistics"):
         kn.recompute_statistics(model_of(kn.LayerNormalization()), [good])
+
+
+@pytest.mark.parametrize("layer", [kn.BatchNormalization, kn.BatchGroupNormalization])
+def test_recomputed_unbiased_variance(layer, rng):
+    """n / (n - 1) for all elements together, not for each batch: that was 60 % too large."""
+    x = rng.normal(3, 2, (200, 4)).astype("float32")
+    arguments = {"groups": 4} if layer is kn.BatchGroupNormalization else {}
+    layer = layer(unbiased_moving_variance=True, momentum=None, **arguments)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    kn.recompute_statistics(model, np.split(x, 100), verbose=0)
+    np.testing.assert_allclose(layer.moving_variance, x.var(0, ddof=1, dtype="float64"), rtol=1e-5)
+    assert float(layer.batch_count) == 100
+
+
+def test_float64_data_in_float32_layers(rng):
+    """NumPy's own type: everything is computed in it, and the weights stay float32."""
+    x = rng.normal(3, 2, (6, 5, 4))
+    mask = tf.constant(rng.uniform(size=(6, 5)) < 0.7)
+    for layer in (
+        kn.BatchRenormalization(),
+        kn.BatchNormalization(unbiased_moving_variance=True),
+        kn.BatchNormalization(unbiased_moving_variance=True, dtype="float64"),
+        kn.InstanceNormalization(track_running_stats=True, unbiased_moving_variance=True),
+        kn.SwitchableNormalization(unbiased_instance_variance=True),
+        kn.EvoNormalizationB0(unbiased_moving_variance=True),
+    ):
+        for given in (None, mask):
+            y = layer(x, training=True, mask=given)
+            assert y.dtype == layer.compute_dtype and np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("spec", [(1, None), (None, None), (1, 5), (None, 1), (None,)])
+def test_masks_of_open_sizes(spec, rng):
+    """What broadcasts may be known at run time only; it counts as often as it is repeated."""
+    x = rng.normal(3, 2, (4, 5, 3)).astype("float32")
+    sizes = [5 if a else 4 for a in range(len(spec))]
+    shape = [given or size for given, size in zip(spec, sizes, strict=True)]
+    if spec == (None, None):
+        shape = [4, 1]
+    mask = rng.uniform(size=shape) < 0.7
+    mask.flat[0] = True
+    kept = np.broadcast_to(mask.reshape(*shape, *[1] * (2 - len(shape))), (4, 5))
+    for layer in (
+        kn.BatchNormalization(momentum=0.0, unbiased_moving_variance=True),
+        kn.BatchNormalization(momentum=0.0, unbiased_moving_variance=True, virtual_batch_size=8),
+    ):
+        layer.build((None, 5, 3))
+        signature = [tf.TensorSpec((None, None, 3)), tf.TensorSpec(spec, "bool")]
+        run = tf.function(
+            lambda x, m, layer=layer: layer(x, training=True, mask=m),
+            input_signature=signature,
+            autograph=False,
+        )
+        run(x, mask)
+        want = x[kept].astype("float64").var(0, ddof=1)
+        np.testing.assert_allclose(layer.moving_variance, want, rtol=1e-5)
+
+
+def test_arguments_of_renormalization_are_checked():
+    for value in (3, -1):
+        message = rf"`renorm_momentum` must be in \[0, 1\]. Received: renorm_momentum={value}."
+        with pytest.raises(ValueError, match=message):
+            kn.BatchNormalization(renorm=True, renorm_momentum=value)
+    with pytest.raises(
+        TypeError, match=r"`renorm_clipping` must be a dict or None. Received: .*=3"
+    ):
+        kn.BatchNormalization(renorm=True, renorm_clipping=3)
+    with pytest.raises(TypeError, match=r"`axis` must be an int.* Received: axis=1.9."):
+        kn.BatchNormalization(axis=1.9)

@@ -198,3 +198,14 @@ def test_python_dash_m():
     )
     assert done.returncode == 0
     assert "--force" in done.stdout
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    """As `keras-norms list --matrix | head`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, COMMAND, "list", "--matrix"]
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
+        process.stdout.close()
+        assert "BrokenPipeError" not in process.stderr.read()
+    assert process.returncode == 0

@@ -170,7 +170,7 @@ def test_errors_of_arguments(arguments, message):
         ([(2, 5, 6)], "shapes=[(2, 5, 6)]"),
         ([(2, 5, 6), (2, 1, 6)], "shapes=[(2, 5, 6), (2, 1, 6)]"),
         ([(2, 6), (2, 5, 6)], "shapes=[(2, 6), (2, 5, 6)]"),
-        ((2, 5, 6), "shapes=[2, 5, 6]"),
+        ((2, 5, 6), "shapes=[(2, 5, 6)]"),
     ],
 )
 def test_errors_of_inputs(shapes, received):

@@ -79,3 +79,38 @@ def test_moving_statistics(kernel, rng):
     with torch.no_grad():
         want = theirs(torch.tensor(x)).numpy().astype("float64")
     support.close(ours(tf.constant(x)), want, atol=4e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.75, None])
+def test_batch_statistics_as_they_keep_them(momentum, kernel, rng):
+    """Unbiased moving variances, and the cumulative average that momentum=None stands for."""
+    ours = kn.BatchNormalization(1, momentum=momentum, unbiased_moving_variance=True)
+    theirs = torch.nn.BatchNorm2d(6, momentum=None if momentum is None else 1 - momentum)
+    theirs.train()
+    for step in range(3):
+        x = rng.normal(step, 1 + step, SHAPE).astype("float32")
+        ours(x, training=True)
+        theirs(torch.tensor(x))
+    for got, want in (
+        (ours.moving_mean, theirs.running_mean),
+        (ours.moving_variance, theirs.running_var),
+    ):
+        support.close(got, want.numpy().astype("float64"), atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.75, 0.0])
+def test_running_statistics_of_instances(momentum, kernel, rng):
+    """`track_running_stats`, which PyTorch alone has; its inference goes by them."""
+    options = {"momentum": momentum, "unbiased_moving_variance": True}
+    ours = kn.InstanceNormalization(1, 1e-5, track_running_stats=True, **options)
+    theirs = torch.nn.InstanceNorm2d(6, momentum=1 - momentum, track_running_stats=True).train()
+    for step in range(3):
+        x = rng.normal(step, 1 + step, SHAPE).astype("float32")
+        got, want = ours(x, training=True), theirs(torch.tensor(x))
+        support.close(got, want.numpy().astype("float64"), atol=2e-5)
+    for got, want in (
+        (ours.moving_mean, theirs.running_mean),
+        (ours.moving_variance, theirs.running_var),
+        (ours(x), theirs.eval()(torch.tensor(x))),
+    ):
+        support.close(got, want.numpy().astype("float64"), atol=2e-5)

@@ -88,7 +88,7 @@ class BatchGroupNormalization(MovingNormalization):
             return self.by_moving_statistics(inputs, mask)
         y, mean, variance = self.normalized(inputs, self.gamma, self.beta, mask)
         count = element_count(inputs, self.geometry_of(inputs.shape), mask)
-        self.update(count, moving_mean=mean, moving_variance=self.corrected(variance, count))
+        self.update(count, moving_mean=mean, moving_variance=variance)
         return y
 
     def get_config(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_norms.base import Identifier, as_floats
-from keras_norms.geometry import Geometry, Shape, geometry
+from keras_norms.geometry import Geometry, Shape, geometry, one_axis
 from keras_norms.ghost import check_size, normalize_sub_batches
 from keras_norms.moments import element_count
 from keras_norms.moving import MovingNormalization
@@ -48,7 +48,8 @@ class BatchNormalization(MovingNormalization):
             statistics are those of the whole batch. Not with `renorm` or `synchronized`.
         **kwargs: `unbiased_moving_variance=True` keeps the population's variance, as PyTorch;
             `freeze_statistics=True` trains gamma and beta alone, by the moving statistics (also an
-            attribute); `activation`; those of `keras.Layer` (`name`, `dtype`, ...).
+            attribute; compile again after changing it, as with `trainable`); `activation`;
+            those of `keras.Layer` (`name`, `dtype`, ...).
 
     Call arguments:
         inputs: `(batch, ..., channels)`, or with the channels at `axis`; any rank, only the number
@@ -106,7 +107,7 @@ class BatchNormalization(MovingNormalization):
         **kwargs: Any,
     ):
         super().__init__(
-            int(axis),
+            one_axis(axis),
             float(epsilon),
             center,
             scale,
@@ -159,13 +160,13 @@ class BatchNormalization(MovingNormalization):
             mean = center + residual
         else:
             y, mean, variance = self.normalized(inputs, self.gamma, self.beta, mask)
-        self.update(count, moving_mean=mean, moving_variance=self.corrected(variance, count))
+        self.update(count, moving_mean=mean, moving_variance=variance)
         return y
 
     def _by_moments(self, x: Any, view: Geometry, mask: Any, count: Any) -> tuple:
         found = moments(x, view, mask=mask)
         if self.synchronized:
-            found, count = over_replicas(found, count)
+            found, count = over_replicas(found, count, element_count(x, view))
         mean, correction = found.center + found.residual, None
         if self.renormalization:
             correction = self.renormalization.corrections(self, found)

@@ -70,8 +70,4 @@ class DynamicTanh(Affine):
         ones = ops.ones((x.shape[self.axis],), dtype=self.alpha.dtype)
         # The scalars are spread over the channels: their gradients are then sums in parts.
         y = ops.tanh(scale_shift(x, view, scale=self.alpha * ones))
-        if not self.scale and not self.center:
-            return self.finished(y)
-        gamma = self.gamma if self.scale else ones
-        y = scale_shift(y, view, scale=gamma, shift=self.beta, activation=self.activation)
-        return ops.cast(y, self.compute_dtype)
+        return self.scaled(y)

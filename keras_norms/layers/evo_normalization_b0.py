@@ -3,14 +3,13 @@
 from typing import Any
 
 import keras
-from keras import ops
+from keras import activations, ops
 
-from keras_norms import sums
-from keras_norms.base import as_floats, spread, wide
+from keras_norms.base import as_floats, wide
 from keras_norms.geometry import Geometry, Shape, geometry
-from keras_norms.moments import element_count, over_samples
+from keras_norms.moments import arithmetic, element_count, over_samples, widened
 from keras_norms.moving import MovingNormalization, refuse
-from keras_norms.normalize import moments
+from keras_norms.normalize import moments, scale_shift
 
 
 @keras.saving.register_keras_serializable("keras_norms")
@@ -84,21 +83,27 @@ class EvoNormalizationB0(MovingNormalization):
         own = moments(x, view, mask=mask)
         x = wide(x)
         if self.goes_by_batch(training):
-            count = element_count(x, view, mask)
-            (center, residual, variance), count = over_samples(own, count)
-            mean, variance = (center + residual)[0], variance[0]
-            kept = map(ops.stop_gradient, (mean, self.corrected(variance, count)))
-            self.update(count, **dict(zip(("moving_mean", "moving_variance"), kept, strict=True)))
+            own = widened(own)
+            found, count = over_samples(own, element_count(x, view, mask))
+            center, residual, variance = (ops.stop_gradient(s[0]) for s in found)
+            self.update(count, moving_mean=center + residual, moving_variance=variance)
+            variance = found.variance
         else:
-            variance = ops.cast(self.moving_variance, x.dtype)
-        shape, rank = ops.shape(x), len(x.shape)
-        batch = spread(ops.sqrt(variance + self.epsilon), shape, self.axis)
+            variance = ops.expand_dims(ops.cast(self.moving_variance, x.dtype), 0)
+        dtype = own.variance.dtype
+        add, subtract, _, _ = arithmetic(dtype)
         instance = ops.sqrt(own.variance + self.epsilon)
-        instance = spread(instance, shape, [0, self.axis % rank])
-        # max(batch, v * x + instance), written so that each broadcast is exact in its gradient.
-        bent = sums.multiply(x, spread(ops.cast(self.v, x.dtype), shape, self.axis))
-        above = ops.relu(sums.add(bent, sums.subtract(instance, batch)))
-        return self.finished(self.scaled(x / sums.add(above, batch)))
+        batch = ops.sqrt(ops.cast(variance, dtype) + self.epsilon)
+
+        def of_samples(row):
+            return ops.cast(add(ops.zeros_like(instance), row), x.dtype)
+
+        # max(batch, v * x + instance) is relu(v * x + (instance - batch)) + batch.
+        v = of_samples(ops.expand_dims(ops.cast(self.v, dtype), 0))
+        shift = ops.cast(subtract(instance, batch), x.dtype)
+        above = scale_shift(x, view, scale=v, shift=shift, activation=activations.relu)
+        size = scale_shift(above, view, scale=ops.ones_like(v), shift=of_samples(batch))
+        return self.scaled(x / size)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_norms import sums
 from keras_norms.base import ChannelLayer, as_floats, number, wide
 from keras_norms.geometry import Shape, geometry
 
@@ -79,8 +80,17 @@ class LocalResponseNormalization(ChannelLayer):
         alpha = self.alpha
         if self.convention == "torch":
             alpha = alpha / (2 * self.depth_radius + 1)
-        size = self.bias + alpha * window_sum(ops.square(x), self.axis, self.depth_radius)
+        size = self.bias + alpha * self._around(ops.square(x))
         return self.finished(x * ops.power(size, -self.beta))
+
+    def _around(self, x: Any) -> Any:
+        """Sums over the window; so is its gradient, as a window looks the same from both ends."""
+
+        @sums.with_gradient
+        def around(x):
+            return window_sum(x, self.axis, self.depth_radius), around
+
+        return around(x)
 
     def get_config(self) -> dict[str, Any]:
         names = ("depth_radius", "bias", "alpha", "beta", "convention")

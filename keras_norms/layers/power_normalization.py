@@ -56,7 +56,8 @@ class PowerNormalization(MovingNormalization):
             Every position is normalized.
 
     Returns: same shape, in the layer's compute dtype. Computed in float32 or wider. A batch without
-    elements, or masked as a whole, is no step.
+    elements, or masked as a whole, is no step. In TensorFlow a training call inside a branch of
+    `tf.cond` has no gradient (an error): the backward pass could not reach `moving_gradient`.
 
     Raises:
         ValueError: `momentum` or `backward_momentum` is not in [0, 1], `warmup_steps` is below 0;
@@ -120,7 +121,7 @@ class PowerNormalization(MovingNormalization):
         if by_batch:
             scale = ops.rsqrt(square_mean + self.epsilon)
         else:
-            scale = self._scale(square_mean, count)
+            scale = self._scale(square_mean, count, element_count(x, view))
             valid = ops.cast(ops.convert_to_tensor(count) > 0, self.step.dtype)
             self.step.assign(self.step + valid)
         self.update(count, moving_square_mean=ops.stop_gradient(square_mean))
@@ -128,7 +129,7 @@ class PowerNormalization(MovingNormalization):
         y = scale_shift(x, view, scale=scale, shift=self.beta, activation=self.activation)
         return ops.cast(y, self.compute_dtype)
 
-    def _scale(self, square_mean: Any, count: Any) -> Any:
+    def _scale(self, square_mean: Any, count: Any, whole: Any) -> Any:
         """What x is multiplied by, and the gradient of PN by way of that of the square mean.
 
         dz reaches x through z = x * scale, and through `square_mean` as 2 x / count times what is
@@ -144,12 +145,13 @@ class PowerNormalization(MovingNormalization):
         warm = self.step < self.warmup_steps
         past = ops.copy(ops.cast(self.moving_square_mean, dtype))
         past = ops.where(warm, ops.stop_gradient(square_mean), past)
-        elements = ops.cast(ops.maximum(count, 1), dtype)
         valid = ops.convert_to_tensor(count) > 0
+        elements = ops.cast(ops.maximum(ops.where(valid, count, whole), 1), dtype)
         rate = 1 - self.backward_momentum
 
+        # All arguments: TensorFlow loses what a custom gradient holds of a branch of tf.cond.
         @ops.custom_gradient
-        def scale_of(square_mean):
+        def scale_of(square_mean, past, warm, valid, elements):
             scale = ops.rsqrt(past + self.epsilon)
 
             def gradient(*given, upstream=None):
@@ -157,13 +159,14 @@ class PowerNormalization(MovingNormalization):
                 nu = ops.cast(self.moving_gradient, dtype)
                 batch = upstream * scale / elements
                 moved = nu * (1 - rate * square_mean * ops.square(scale)) + rate * batch
-                used = ops.copy(ops.where(warm, batch, nu))
-                used = _assigned(self.moving_gradient, ops.where(valid, moved, nu), used)
-                return -0.5 * elements * ops.square(scale) * used
+                used = ops.copy(ops.where(warm > 0, batch, nu))
+                used = _assigned(self.moving_gradient, ops.where(valid > 0, moved, nu), used)
+                constants = map(ops.zeros_like, (past, warm, valid, elements))
+                return -0.5 * elements * ops.square(scale) * used, *constants
 
             return scale, gradient
 
-        return scale_of(square_mean)
+        return scale_of(square_mean, past, ops.cast(warm, dtype), ops.cast(valid, dtype), elements)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

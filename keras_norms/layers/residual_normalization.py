@@ -132,6 +132,8 @@ _RULE = "`inputs` must be the list [x, update], two tensors of one shape."
 def _pair(shapes: Any) -> list[Shape]:
     """The two shapes, or ValueError."""
     shapes = [tuple(s) if isinstance(s, list | tuple) else s for s in shapes]
+    if not any(isinstance(s, tuple) for s in shapes):  # one input, whose sizes these are
+        shapes = [tuple(shapes)]
     fits = len(shapes) == 2 and all(isinstance(s, tuple) for s in shapes)
     if (
         not fits

@@ -6,10 +6,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_norms import sums
 from keras_norms.base import as_floats, wide
 from keras_norms.geometry import Geometry, Shape, geometry
-from keras_norms.moments import Moments, element_count, merge, over_samples
+from keras_norms.moments import (
+    Moments,
+    arithmetic,
+    element_count,
+    merge,
+    over_samples,
+    widened,
+)
 from keras_norms.moving import MovingNormalization, bessel
 from keras_norms.normalize import moments, normalize_by
 
@@ -79,7 +85,8 @@ class SwitchableNormalization(MovingNormalization):
         **kwargs: Any,
     ):
         super().__init__(axis, epsilon, *affine, momentum=momentum, **kwargs)
-        known = [name for name in STATISTICS if name in statistics]
+        several = isinstance(statistics, list | tuple)
+        known = [name for name in STATISTICS if several and name in statistics]
         if not known or known != list(statistics):
             raise ValueError(
                 f"`statistics` must be some of {STATISTICS}, in this order. "
@@ -110,6 +117,8 @@ class SwitchableNormalization(MovingNormalization):
 
     def mixture(self) -> dict[str, dict[str, float]]:
         """The weight of each statistic: `{"mean": {"instance": ..., ...}, "variance": {...}}`."""
+        if self.mean_weights is None:
+            raise ValueError("`mixture` needs a layer that is built: call it, or `build`, first.")
         names = "mean", "variance"
         found = (map(float, ops.convert_to_numpy(weights)) for weights in self._weights())
         return {
@@ -127,15 +136,19 @@ class SwitchableNormalization(MovingNormalization):
         own = moments(x, view, mask=mask)
         count = element_count(x, view, mask)
         if self.unbiased_instance_variance:
-            correction = bessel(count if mask is None else ops.expand_dims(count, 1))
-            correction = ops.convert_to_tensor(correction, own.variance.dtype)
-            own = own._replace(variance=own.variance * correction)
+            dtype = own.variance.dtype
+            correction = bessel(count if mask is None else ops.expand_dims(count, 1), dtype)
+            own = own._replace(variance=own.variance * ops.cast(correction, dtype))
+        if self.goes_by_batch(training):
+            own = widened(own)
         parts = {
             "instance": lambda: own,
             "layer": lambda: merge(own, 1),
             "batch": lambda: self._batch(own, count, training),
         }
         mixed = self._mixed(own, [parts[name]() for name in self.statistics])
+        dtype = keras.backend.result_type(x.dtype, "float32")
+        mixed = Moments(*(ops.cast(statistic, dtype) for statistic in mixed))
         y = normalize_by(mixed, x, view, **self.arguments())
         return ops.cast(y, self.compute_dtype)
 
@@ -147,7 +160,6 @@ class SwitchableNormalization(MovingNormalization):
             return Moments(mean, ops.zeros_like(mean), variance)
         found, count = over_samples(own, count)
         center, residual, variance = (ops.stop_gradient(s[0]) for s in found)
-        variance = self.corrected(variance, count)
         self.update(count, moving_mean=center + residual, moving_variance=variance)
         return found
 
@@ -157,10 +169,11 @@ class SwitchableNormalization(MovingNormalization):
         by_mean, by_variance = (
             ops.cast(weights, variance.dtype)[:, None, None] for weights in self._weights()
         )
+        add, _, multiply, _ = arithmetic(variance.dtype)
         for k, part in enumerate(parts):
-            from_own = sums.subtract(part.center, own.center)
-            mean += sums.multiply(sums.add(from_own, part.residual), by_mean[k])
-            variance = sums.add(variance, sums.multiply(part.variance, by_variance[k]))
+            from_own = ops.stop_gradient(part.center - own.center)
+            mean += multiply(add(from_own, part.residual), by_mean[k])
+            variance = add(variance, multiply(part.variance, by_variance[k]))
         return Moments(own.center, mean, variance)
 
     def get_config(self) -> dict[str, Any]:
