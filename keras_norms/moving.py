@@ -104,7 +104,7 @@ class MovingNormalization(AffineNormalization):
         """The variance of `count` elements, as the moving variance is to hold it."""
         if not self.unbiased_moving_variance:
             return variance
-        return variance * ops.cast(bessel(count, variance.dtype), variance.dtype)
+        return variance * bessel(count, variance.dtype)
 
     def update(self, count: Any, **statistics: Any) -> None:
         """Moves the averages towards a batch's statistics; they stay where it has no elements.

@@ -138,7 +138,7 @@ class SwitchableNormalization(MovingNormalization):
         if self.unbiased_instance_variance:
             dtype = own.variance.dtype
             correction = bessel(count if mask is None else ops.expand_dims(count, 1), dtype)
-            own = own._replace(variance=own.variance * ops.cast(correction, dtype))
+            own = own._replace(variance=own.variance * correction)
         if self.goes_by_batch(training):
             own = widened(own)
         parts = {
