@@ -24,7 +24,7 @@ def normalize_sub_batches(x: Any, axis: int, size: int, mask: Any = None, **argu
             f"Received: shape={tuple(x.shape)}, axis={axis}."
         )
     samples = ops.shape(x)[0]
-    if mask is not None and mask.shape[0] == 1:
+    if mask is not None and mask.shape[0] in (1, None):
         mask = ops.broadcast_to(mask, (samples, *ops.shape(mask)[1:]))
     parts = samples // size
     if isinstance(samples, int) and samples == parts * size:

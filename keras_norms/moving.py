@@ -8,16 +8,16 @@ import keras
 import numpy as np
 from keras import initializers, ops
 
-from keras_norms.base import AffineNormalization, Identifier, number
+from keras_norms.base import AffineNormalization, Identifier, as_floats, number
 from keras_norms.geometry import Shape, geometry, parameter_shape
-from keras_norms.moments import check_mask, moving_average
-from keras_norms.normalize import scale_shift
+from keras_norms.moments import Moments, check_mask, element_count, moving_average
+from keras_norms.normalize import normalize_by
 
 
 class MovingNormalization(AffineNormalization):
     """A normalization that infers with moving averages of its training statistics.
 
-    A subclass calls `update` in training and `by_moving_statistics` at inference.
+    A subclass whose training differs calls `update` there and `by_moving_statistics` at inference.
 
     Args:
         axis, epsilon, **kwargs: as in `AffineNormalization`.
@@ -148,17 +148,17 @@ class MovingNormalization(AffineNormalization):
         if mask is not None:
             check_mask(mask, inputs.shape, view)
         center, variance = self.of_channels()
-        scale = ops.rsqrt(variance + self.epsilon)
-        scale = scale if self.gamma is None else scale * self.gamma
-        y = scale_shift(
-            inputs,
-            view,
-            center=center,
-            scale=scale,
-            shift=self.beta,
-            activation=self.activation,
-        )
+        y = normalize_by(Moments(center, None, variance), inputs, view, **self.arguments())
         return ops.cast(y, self.compute_dtype)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        inputs = as_floats(inputs, self.compute_dtype)
+        if not self.goes_by_batch(training):
+            return self.by_moving_statistics(inputs, mask)
+        y, mean, variance = self.normalized(inputs, self.gamma, self.beta, mask)
+        count = element_count(inputs, self.geometry_of(inputs.shape), mask)
+        self.update(count, moving_mean=mean, moving_variance=variance)
+        return y
 
     def set_statistics(self, statistics: dict[str, Any]) -> None:
         """Puts these in the place of the moving statistics."""

@@ -158,20 +158,21 @@ def normalize_by(
     """`normalize` by moments that are given, through which gradients flow; only y.
 
     Args:
-        found: shaped sample axes + channel axes of x.
+        found: shaped sample axes + channel axes of x. A center or residual that is None is 0.
         epsilon: float, or a tensor that broadcasts against the variance.
         correction: r and d in `y = ((x - mean) / sqrt(variance + epsilon) * r + d) * gamma + beta`.
     """
     scale = ops.rsqrt(found.variance + epsilon)
-    shift = -found.residual * scale
+    shift = None if found.residual is None else -found.residual * scale
     if correction is not None:
         r, d = correction
-        scale, shift = scale * r, shift * r + d
+        scale, shift = scale * r, d if shift is None else shift * r + d
     if gamma is not None:
         gamma = ops.cast(gamma, scale.dtype)
-        scale, shift = scale * gamma, shift * gamma
+        scale, shift = scale * gamma, None if shift is None else shift * gamma
     if beta is not None:
-        shift = shift + ops.cast(beta, scale.dtype)
+        beta = ops.cast(beta, scale.dtype)
+        shift = ops.zeros_like(scale) + beta if shift is None else shift + beta
     return scale_shift(
         x, geometry, center=found.center, scale=scale, shift=shift, activation=activation
     )

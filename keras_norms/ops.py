@@ -15,8 +15,8 @@ from keras import ops
 
 from keras_norms.base import as_floats
 from keras_norms.geometry import geometry
-from keras_norms.normalize import Normalized, normalize
-from keras_norms.normalize import scale_shift as _scale_shift
+from keras_norms.moments import Moments
+from keras_norms.normalize import Normalized, normalize, normalize_by
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -55,9 +55,9 @@ def batch_norm(
         return normalize(x, view, gamma=gamma, beta=beta, epsilon=epsilon, mask=mask)
     dtype = keras.backend.result_type(x.dtype, "float32")
     mean, variance = ops.cast(mean, dtype), ops.cast(variance, dtype)
-    scale = ops.rsqrt(variance + epsilon)
-    scale = scale if gamma is None else scale * ops.cast(gamma, dtype)
-    return Normalized(_scale_shift(x, view, center=mean, scale=scale, shift=beta), mean, variance)
+    found = Moments(mean, None, variance)
+    y = normalize_by(found, x, view, gamma=gamma, beta=beta, epsilon=epsilon)
+    return Normalized(y, mean, variance)
 
 
 def layer_norm(

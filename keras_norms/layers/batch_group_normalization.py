@@ -5,9 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_norms.base import as_floats, check_groups
+from keras_norms.base import check_groups
 from keras_norms.geometry import Geometry, Shape, geometry
-from keras_norms.moments import element_count
 from keras_norms.moving import MovingNormalization
 
 
@@ -81,15 +80,6 @@ class BatchGroupNormalization(MovingNormalization):
         (groups,) = self.moving_mean.shape
         each = self.input_spec.axes[self.axis] // groups
         return tuple(ops.repeat(w, each) for w in super().of_channels())
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        inputs = as_floats(inputs, self.compute_dtype)
-        if not self.goes_by_batch(training):
-            return self.by_moving_statistics(inputs, mask)
-        y, mean, variance = self.normalized(inputs, self.gamma, self.beta, mask)
-        count = element_count(inputs, self.geometry_of(inputs.shape), mask)
-        self.update(count, moving_mean=mean, moving_variance=variance)
-        return y
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "groups": self.groups}

@@ -145,21 +145,20 @@ class BatchNormalization(MovingNormalization):
             self.renormalization.build(self, self.moving_shape(input_shape))
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        plain = not (self.synchronized or self.renormalization or self.virtual_batch_size)
+        if plain or not self.goes_by_batch(training):
+            return super().call(inputs, training, mask)
         inputs = as_floats(inputs, self.compute_dtype)
-        if not self.goes_by_batch(training):
-            return self.by_moving_statistics(inputs, mask)
         view = self.geometry_of(inputs.shape)
         count = element_count(inputs, view, mask)
-        if self.synchronized or self.renormalization:
-            y, count, mean, variance = self._by_moments(inputs, view, mask, count)
-        elif self.virtual_batch_size:
+        if self.virtual_batch_size:
             size = self.virtual_batch_size
             y = normalize_sub_batches(inputs, self.axis, size, mask, **self.arguments())
             y = ops.cast(y, self.compute_dtype)
             center, residual, variance = moments(ops.stop_gradient(inputs), view, mask=mask)
             mean = center + residual
         else:
-            y, mean, variance = self.normalized(inputs, self.gamma, self.beta, mask)
+            y, count, mean, variance = self._by_moments(inputs, view, mask, count)
         self.update(count, moving_mean=mean, moving_variance=variance)
         return y
 

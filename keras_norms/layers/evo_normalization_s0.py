@@ -9,7 +9,8 @@ from keras_norms import sums
 from keras_norms.base import as_floats, spread, wide
 from keras_norms.geometry import Shape, geometry, parameter_shape
 from keras_norms.layers.group_normalization import GroupNormalization
-from keras_norms.normalize import moments, scale_shift
+from keras_norms.moments import Moments
+from keras_norms.normalize import moments, normalize_by
 
 
 @keras.saving.register_keras_serializable("keras_norms")
@@ -62,16 +63,11 @@ class EvoNormalizationS0(GroupNormalization):
         # custom gradient holds it.
         x = ops.copy(as_floats(inputs, self.compute_dtype))
         groups = self.geometry_of(x.shape)
-        scale = ops.rsqrt(moments(x, groups, mask=mask).variance + self.epsilon)
+        variance = moments(x, groups, mask=mask).variance
         x = wide(x)
         v = spread(ops.cast(self.v, x.dtype), ops.shape(x), self.axis)
         x = x * ops.sigmoid(sums.multiply(x, v))
         view = geometry(x.shape, self.axis, apart="samples", groups=-1)
-        scale = ops.repeat(scale, view.groups // groups.groups, axis=1)
-        if self.gamma is not None:
-            scale = scale * ops.cast(self.gamma, scale.dtype)
-        shift = ops.zeros_like(scale)
-        if self.beta is not None:
-            shift = shift + ops.cast(self.beta, scale.dtype)
-        y = scale_shift(x, view, scale=scale, shift=shift, activation=self.activation)
+        variance = ops.repeat(variance, view.groups // groups.groups, axis=1)
+        y = normalize_by(Moments(None, None, variance), x, view, **self.arguments())
         return ops.cast(y, self.compute_dtype)
