@@ -2,9 +2,10 @@
 
 import importlib
 
-from keras_norms import callbacks, layers, ops
+from keras_norms import callbacks, constraints, layers, ops, wrappers
 from keras_norms.export import export
 from keras_norms.layers import (
+    AdaptiveNormalization,
     BatchGroupNormalization,
     BatchNormalization,
     BatchRenormalization,
@@ -16,8 +17,14 @@ from keras_norms.layers import (
     GroupNormalization,
     InstanceNormalization,
     LayerNormalization,
+    LayerNormGRUCell,
+    LayerNormLSTMCell,
+    LayerNormSimpleRNNCell,
     LayerScale,
     LocalResponseNormalization,
+    MeanOnlyBatchNormalization,
+    MixedNormalization,
+    MultiScaleNormalization,
     PixelNormalization,
     PositionalNormalization,
     PowerNormalization,
@@ -25,15 +32,19 @@ from keras_norms.layers import (
     RMSNormalization,
     ScaleNormalization,
     SparseSwitchableNormalization,
+    SpectralNormalization,
     SwitchableNormalization,
     ThresholdedLinearUnit,
     UnitNormalization,
+    WeightNormalization,
+    WeightStandardization,
 )
 from keras_norms.library import VERSION as __version__
 from keras_norms.normalize import get_kernel, kernel_info, portable, set_kernel
 from keras_norms.recompute import recompute_statistics
 
 __all__ = [
+    "AdaptiveNormalization",
     "BatchGroupNormalization",
     "BatchNormalization",
     "BatchRenormalization",
@@ -44,9 +55,15 @@ __all__ = [
     "GlobalResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
+    "LayerNormSimpleRNNCell",
     "LayerNormalization",
     "LayerScale",
     "LocalResponseNormalization",
+    "MeanOnlyBatchNormalization",
+    "MixedNormalization",
+    "MultiScaleNormalization",
     "PixelNormalization",
     "PositionalNormalization",
     "PowerNormalization",
@@ -54,11 +71,15 @@ __all__ = [
     "ResidualNormalization",
     "ScaleNormalization",
     "SparseSwitchableNormalization",
+    "SpectralNormalization",
     "SwitchableNormalization",
     "ThresholdedLinearUnit",
     "UnitNormalization",
+    "WeightNormalization",
+    "WeightStandardization",
     "__version__",
     "callbacks",
+    "constraints",
     "export",
     "get_kernel",
     "kernel_info",
@@ -68,6 +89,7 @@ __all__ = [
     "recompute_statistics",
     "set_kernel",
     "tflite",
+    "wrappers",
 ]
 
 

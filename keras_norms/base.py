@@ -240,6 +240,28 @@ class AffineNormalization(Affine, Normalization):
         return self.normalized(inputs, self.gamma, self.beta, mask).y
 
 
+def replica_state(
+    layer: keras.Layer, name: str, shape: tuple[int, ...], initializer: Identifier
+) -> Any:
+    """A weight that calls assign, float32 or wider, without gradients.
+
+    The layer tracks it when it is made an attribute. Each replica keeps its own, without a
+    collective; read from outside it is their mean (`add_weight` does not offer that, and would
+    show the first replica's).
+    """
+    with layer._open_name_scope():
+        return keras.Variable(
+            initializer=initializers.get(initializer),
+            shape=shape,
+            dtype=keras.backend.result_type(layer.variable_dtype, "float32"),
+            trainable=False,
+            autocast=False,
+            aggregation="mean",
+            synchronization="on_read",
+            name=name,
+        )
+
+
 def as_floats(x: Any, dtype: str | None = None) -> Any:
     """x as a tensor of floats (integers become float32), widened to `dtype`, never narrowed."""
     x = ops.convert_to_tensor(x)

@@ -4,12 +4,29 @@ A layer that is not in it is not exported. The tests that every layer must pass,
 the support matrix are loops over this table.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from keras_norms import layers
+
+
+def _around_dense(cls: type[keras.Layer], dtype: Any = None, **arguments: Any) -> keras.Layer:
+    return cls(keras.layers.Dense(11, dtype=dtype), **arguments)
+
+
+def _in_rnn(cls: type[keras.Layer], dtype: Any = None, **arguments: Any) -> keras.Layer:
+    return keras.layers.RNN(cls(**arguments, dtype=dtype), return_sequences=True, dtype=dtype)
+
+
+# How the class of a row stands in a model.
+FORMS: dict[str, Callable[..., keras.Layer]] = {
+    "layer": lambda cls, **arguments: cls(**arguments),
+    "wrapper": _around_dense,
+    "cell": _in_rnn,
+}
 
 
 @dataclass(frozen=True)
@@ -24,11 +41,13 @@ class Row:
         fused: the ops of the compiled library that it calls, "normalize", "moments" or
             "scale_shift" for training; "" if it is portable throughout.
         mask: "statistics" if a mask says what the statistics are taken over, "passed on" if it
-            does not change the result.
+            does not change the result, "steps" if the RNN layer leaves out the masked ones.
         replicas: on several replicas, results are the "same" as on one, or each has statistics of
             its "own".
         inputs: how many tensors of `shape` a call takes, in a list if more than one.
         lowering: how the converter to TFLite writes it; "portable": as it computes in `keras.ops`.
+        form: "layer"; "wrapper", of another layer; "cell", of a recurrent layer. The example of a
+            wrapper is of a Dense layer, that of a cell in an RNN layer.
     """
 
     cls: type[keras.Layer]
@@ -40,10 +59,15 @@ class Row:
     replicas: str = "same"
     inputs: int = 1
     lowering: str = "portable"
+    form: str = "layer"
 
     @property
     def name(self) -> str:
         return self.cls.__name__
+
+    def example(self, **arguments: Any) -> keras.Layer:
+        """A layer that a model can hold, with these arguments in the place of the example's."""
+        return FORMS[self.form](self.cls, **{**self.arguments, **arguments})
 
 
 CATALOG: tuple[Row, ...] = (
@@ -212,5 +236,84 @@ CATALOG: tuple[Row, ...] = (
         "Wang et al. 2022, arXiv:2203.00555",
         mask="passed on",
         inputs=2,
+    ),
+    Row(
+        layers.WeightNormalization,
+        {"data_init": True},
+        (5, 7, 11),
+        "Salimans and Kingma 2016, arXiv:1602.07868",
+        mask="passed on",
+        form="wrapper",
+    ),
+    Row(
+        layers.SpectralNormalization,
+        {"reparam": True},
+        (5, 7, 11),
+        "Miyato et al. 2018, arXiv:1802.05957",
+        fused="",
+        mask="passed on",
+        form="wrapper",
+    ),
+    Row(
+        layers.WeightStandardization,
+        {"scaled": True},
+        (5, 7, 11),
+        "Qiao et al. 2019, arXiv:1903.10520",
+        mask="passed on",
+        form="wrapper",
+    ),
+    Row(
+        layers.MeanOnlyBatchNormalization,
+        {"momentum": 0.9},
+        (5, 7, 3, 6),
+        "Salimans and Kingma 2016, arXiv:1602.07868",
+        fused="moments, scale_shift",
+        replicas="own",
+    ),
+    Row(
+        layers.MixedNormalization,
+        {"gate_constraint": None},
+        (5, 7, 3, 6),
+        "Nam and Kim 2018, arXiv:1805.07925",
+        fused="moments, scale_shift",
+        replicas="own",
+    ),
+    Row(
+        layers.MultiScaleNormalization,
+        {"groups": 2},
+        (5, 7, 3, 6),
+        "Ortiz et al. 2020, arXiv:2003.06922",
+        fused="moments, scale_shift",
+    ),
+    Row(
+        layers.AdaptiveNormalization,
+        {"norm": "instance", "predictor": "conv", "hidden": 2},
+        (5, 7, 3, 6),
+        "Perez et al. 2018, arXiv:1709.07871",
+        inputs=2,
+    ),
+    Row(
+        layers.LayerNormLSTMCell,
+        {"units": 11, "norm_epsilon": 1e-5},
+        (5, 7, 11),
+        "Ba, Kiros and Hinton 2016, arXiv:1607.06450",
+        mask="steps",
+        form="cell",
+    ),
+    Row(
+        layers.LayerNormGRUCell,
+        {"units": 11, "norm_epsilon": 1e-5},
+        (5, 7, 11),
+        "Ba, Kiros and Hinton 2016, arXiv:1607.06450",
+        mask="steps",
+        form="cell",
+    ),
+    Row(
+        layers.LayerNormSimpleRNNCell,
+        {"units": 11, "layernorm_epsilon": 1e-4},
+        (5, 7, 11),
+        "Ba, Kiros and Hinton 2016, arXiv:1607.06450",
+        mask="steps",
+        form="cell",
     ),
 )

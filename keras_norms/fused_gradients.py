@@ -166,7 +166,9 @@ def _gradient_of(formula, *differentiable):
     """The gradient of an op, from a formula of its `differentiable` inputs."""
 
     def gradient(op, *upstream):
-        inputs = [op.inputs[i] for i in differentiable]
+        # Tensors of this graph: inside a loop the inputs are captured, and a tape sees only the
+        # first time that one is.
+        inputs = [tf.identity(op.inputs[i]) for i in differentiable]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = formula(op, *inputs)

@@ -48,7 +48,7 @@ def centre(x, geometry: Geometry, *, subtract_mean: bool = True, mask=None) -> C
             positions; a group without any is taken whole.
     """
     if mask is not None:
-        mask = ops.logical_or(mask, ops.logical_not(ops.any(mask, _axes(geometry), keepdims=True)))
+        mask = or_whole(mask, geometry)
     if subtract_mean:
         rough = sums.settled(ops.stop_gradient(group_mean(x, geometry, mask)))
         x = x - rough
@@ -62,6 +62,11 @@ def centre(x, geometry: Geometry, *, subtract_mean: bool = True, mask=None) -> C
     if not subtract_mean:
         rough = residual = ops.zeros_like(variance)
     return Centred(x, rough, residual, variance)
+
+
+def or_whole(mask, geometry: Geometry):
+    """A mask that broadcasts against x; True throughout a group that it leaves out as a whole."""
+    return ops.logical_or(mask, ops.logical_not(ops.any(mask, _axes(geometry), keepdims=True)))
 
 
 def group_mean(x, geometry: Geometry, mask=None):
@@ -95,7 +100,11 @@ def compact(statistic, geometry: Geometry):
     size = math.prod(statistic.shape[geometry.samples :])
     if size == geometry.groups:
         return sums.reshape(statistic, (*samples, size))
-    return sums.reshape(statistic, (*samples, geometry.groups, size // geometry.groups))[..., 0]
+    # Of rank 3, whatever the samples: TFLite's delegates take no more than 4.
+    statistic = ops.reshape(statistic, (-1, geometry.groups, size // geometry.groups))[..., 0]
+    return (
+        statistic if geometry.samples == 1 else sums.reshape(statistic, (*samples, geometry.groups))
+    )
 
 
 def expand_mask(mask, shape, geometry: Geometry):

@@ -4,13 +4,18 @@ import contextlib
 import contextvars
 from typing import Any
 
-import keras
 import numpy as np
-from keras import initializers, ops
+from keras import ops
 
-from keras_norms.base import AffineNormalization, Identifier, as_floats, number
+from keras_norms.base import AffineNormalization, Identifier, as_floats, number, replica_state
 from keras_norms.geometry import Shape, geometry, parameter_shape
-from keras_norms.moments import Moments, check_mask, element_count, moving_average
+from keras_norms.moments import (
+    Moments,
+    check_mask,
+    element_count,
+    moving_average,
+    over_samples,
+)
 from keras_norms.normalize import normalize_by
 
 
@@ -76,27 +81,12 @@ class MovingNormalization(AffineNormalization):
             self.batch_count = self.add_moving("batch_count", (), "zeros")
 
     def add_moving(self, name: str, shape: tuple[int, ...], initializer: Identifier) -> Any:
-        """A weight that training moves without gradients, float32 or wider.
-
-        The layer tracks it when it is made an attribute. Each replica keeps its own, without a
-        collective; read from outside it is their mean (`add_weight` does not offer that, and would
-        show the first replica's).
-        """
-        with self._open_name_scope():
-            return keras.Variable(
-                initializer=initializers.get(initializer),
-                shape=shape,
-                dtype=keras.backend.result_type(self.variable_dtype, "float32"),
-                trainable=False,
-                autocast=False,
-                aggregation="mean",
-                synchronization="on_read",
-                name=name,
-            )
+        """A weight that training moves without gradients, float32 or wider."""
+        return replica_state(self, name, shape, initializer)
 
     def goes_by_batch(self, training: bool | None) -> bool:
         """Whether this call normalizes by the batch's statistics."""
-        if _record.get() is not None and self in _record.get():
+        if active_records.get() is not None and self in active_records.get():
             return True
         return bool(training) and self.trainable and not self.freeze_statistics
 
@@ -114,7 +104,7 @@ class MovingNormalization(AffineNormalization):
             **statistics: `moving_mean`, `moving_variance`, ..., without gradients; the variance
                 biased, if the layer is `pooled`.
         """
-        record = _record.get()
+        record = active_records.get()
         if record is not None and self in record:
             record[self].add(count, statistics)
             return
@@ -141,6 +131,25 @@ class MovingNormalization(AffineNormalization):
     def of_channels(self) -> tuple[Any, Any]:
         """The moving mean (None: 0) and variance of each channel, which inference goes by."""
         return self.moving_mean, self.moving_variance
+
+    def across_samples(self, own: Moments, count: Any, training: bool | None) -> Moments:
+        """The statistics of the channels, shaped (1, channels).
+
+        The batch's, merged from those of its samples, which then also move the averages; or the
+        moving ones, where the layer does not go by the batch.
+
+        Args:
+            own: of the samples, shaped (samples, channels).
+            count: elements of each sample, as `element_count` gives it.
+        """
+        if not self.goes_by_batch(training):
+            moving = (ops.cast(w, own.variance.dtype) for w in self.of_channels())
+            mean, variance = (ops.expand_dims(w, 0) for w in moving)
+            return Moments(mean, ops.zeros_like(mean), variance)
+        found, count = over_samples(own, count)
+        center, residual, variance = (ops.stop_gradient(s[0]) for s in found)
+        self.update(count, moving_mean=center + residual, moving_variance=variance)
+        return found
 
     def by_moving_statistics(self, inputs: Any, mask: Any = None) -> Any:
         """`activation((inputs - mean) / sqrt(variance + epsilon) * gamma + beta)`."""
@@ -225,8 +234,8 @@ class Record:
         self.statistics = {name: s + (given[name] - s) * share for name, s in known.items()}
 
 
-_record: contextvars.ContextVar[dict[MovingNormalization, Record] | None] = contextvars.ContextVar(
-    "record", default=None
+active_records: contextvars.ContextVar[dict[MovingNormalization, Record] | None] = (
+    contextvars.ContextVar("record", default=None)
 )
 
 
@@ -234,8 +243,8 @@ _record: contextvars.ContextVar[dict[MovingNormalization, Record] | None] = cont
 def recording(layers: list[MovingNormalization]):
     """Within the block these layers go by the batch and record, and change no weight."""
     records = {layer: Record(layer.pooled) for layer in layers}
-    token = _record.set(records)
+    token = active_records.set(records)
     try:
         yield records
     finally:
-        _record.reset(token)
+        active_records.reset(token)

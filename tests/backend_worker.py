@@ -14,6 +14,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import oracle
 import rows
 
 STEPS = 3
@@ -23,8 +24,9 @@ def given_for(row) -> dict[str, np.ndarray]:
     """What all backends begin with."""
     given = {f"x/{k}": rows.first(rows.data(row, 1, k)) for k in range(row.inputs)}
     given["target"] = rows.first(rows.data(row, 0, 9))
-    for weight in rows.signed(rows.make(row), rows.shapes(row)).weights:
-        given[f"weights/{weight.name}"] = keras.ops.convert_to_numpy(weight.value)
+    layer = rows.signed(rows.make(row), rows.shapes(row))
+    for name, weight in oracle.named(layer).items():
+        given[f"weights/{name}"] = keras.ops.convert_to_numpy(weight.value)
     return given
 
 
@@ -34,8 +36,8 @@ def results_of(row, given) -> dict[str, np.ndarray]:
     layer.build(rows.shapes(row))
 
     def reset():
-        for weight in layer.weights:
-            weight.assign(given[f"weights/{weight.name}"])
+        for name, weight in oracle.named(layer).items():
+            weight.assign(given[f"weights/{name}"])
 
     reset()
     inputs = [given[f"x/{k}"] for k in range(row.inputs)]
@@ -46,8 +48,8 @@ def results_of(row, given) -> dict[str, np.ndarray]:
         model.compile(keras.optimizers.SGD(0.01), keras.losses.MeanSquaredError())
         options = {"batch_size": row.shape[0], "epochs": STEPS, "shuffle": False, "verbose": 0}
         found["losses"] = np.array(model.fit(x, given["target"], **options).history["loss"])
-    for weight in layer.weights:
-        found[f"weights/{weight.name}"] = keras.ops.convert_to_numpy(weight.value)
+    for name, weight in oracle.named(layer).items():
+        found[f"weights/{name}"] = keras.ops.convert_to_numpy(weight.value)
     with tempfile.TemporaryDirectory() as folder:
         model.save(f"{folder}/model.keras")
         again = keras.saving.load_model(f"{folder}/model.keras")

@@ -68,6 +68,18 @@ class Backward:
         return self.dx_parts[0]
 
 
+def named(layer, trainable=False) -> dict[str, Any]:
+    """A layer's weights by name; where several have it, by the last two parts of their path."""
+    weights = layer.trainable_weights if trainable else layer.weights
+    names = [weight.name for weight in layer.weights]
+    return {
+        weight.name
+        if names.count(weight.name) == 1
+        else "/".join(weight.path.split("/")[-2:]): weight
+        for weight in weights
+    }
+
+
 def is_classic(layer) -> bool:
     return type(layer).__name__ in CLASSIC
 
@@ -76,11 +88,12 @@ def expected(layer, x, dy, weights, training) -> tuple[Forward, Backward]:
     """Forward and backward results of a built layer with these weights."""
     if is_classic(layer):
         return _classic(layer, x, dy, weights)
-    config = layer.get_config()
-    trainable = [weight.name for weight in layer.trainable_weights]
-    key = _key(type(layer).__name__, config, training, x, dy, weights)
+    subject = getattr(layer, "cell", layer)
+    name, config = type(subject).__name__, subject.get_config()
+    trainable = list(named(layer, trainable=True))
+    key = _key(name, config, training, x, dy, weights)
     if key not in _known:
-        _known[key] = _generic(type(layer).__name__, x, dy, weights, trainable, config, training)
+        _known[key] = _generic(name, x, dy, weights, trainable, config, training)
     return _known[key]
 
 
@@ -109,7 +122,7 @@ def find(name: str, required: bool = True) -> Callable | None:
 
 
 def snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 _known: dict[bytes, tuple[Forward, Backward]] = {}

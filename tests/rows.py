@@ -13,6 +13,7 @@ import oracle
 import pytest
 import reference
 
+from keras_norms.base import ChannelLayer
 from keras_norms.catalog import CATALOG
 
 each = pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
@@ -26,9 +27,13 @@ def first_of(key) -> list:
     return list(found.values())
 
 
+# Layers proper, not wrappers of other layers or cells.
+LAYERS = [row for row in CATALOG if row.form == "layer"]
+OTHERS = [row for row in CATALOG if row.form != "layer"]
+
 # The five that bounds and drop-in use are promised for, and one for each way into the library.
 CLASSIC = [row for row in CATALOG if row.name in oracle.CLASSIC]
-DISTINCT = first_of(lambda row: row.fused)
+DISTINCT = first_of(lambda row: (row.fused, row.form))
 THOROUGH = CLASSIC + [row for row in DISTINCT if row not in CLASSIC]
 
 
@@ -84,7 +89,8 @@ def signed(layer, shape, seed=7):
     """
     several = isinstance(shape, list)
     shapes = shape if several else [shape]
-    if 0 not in reference.positive(getattr(layer, "axis", -1), len(shapes[0])):
+    axis = layer.axis if isinstance(layer, ChannelLayer) else -1
+    if 0 not in reference.positive(axis, len(shapes[0])):
         shapes = [(None, *one[1:]) for one in shapes]
     layer.build(shapes if several else shapes[0])
     draw = np.random.default_rng(seed)
@@ -94,7 +100,12 @@ def signed(layer, shape, seed=7):
 
 
 def make(row, **arguments):
-    return row.cls(**{**row.arguments, **arguments})
+    return row.example(**arguments)
+
+
+def own(row, layer):
+    """The object of the row's class in its example."""
+    return layer.cell if row.form == "cell" else layer
 
 
 def shapes(row, shape=None):
@@ -150,8 +161,9 @@ def model_of(row, layer, *after, shape=None):
 
 
 def norm_of(model, row):
-    """The row's layer in a model."""
-    (layer,) = (layer for layer in model.layers if type(layer) is row.cls)
+    """The row's example in a model."""
+    kind = type(make(row))
+    (layer,) = (layer for layer in model.layers if type(layer) is kind)
     return layer
 
 

@@ -56,7 +56,7 @@ def training(layer) -> dict:
 
 
 def weights_of(layer) -> dict[str, np.ndarray]:
-    return {weight.name: weight.numpy() for weight in layer.weights}
+    return {name: weight.numpy() for name, weight in oracle.named(layer).items()}
 
 
 def expected(layer, x, dy, *, training=True, weights=None):
@@ -113,10 +113,10 @@ def runner(layer, mode, **arguments):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x, **arguments)
-        weights = list(layer.trainable_variables)
-        sources = [x, [w.value for w in weights]]
+        weights = oracle.named(layer, trainable=True)
+        sources = [x, [w.value for w in weights.values()]]
         dx, rest = tape.gradient(y, sources, dy, unconnected_gradients="zero")
-        return y, dx, dict(zip([w.name for w in weights], rest, strict=True))
+        return y, dx, dict(zip(weights, rest, strict=True))
 
     step = compiled(step, mode)
 

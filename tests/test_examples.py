@@ -50,3 +50,25 @@ def test_digits_that_cannot_be_learned_fail(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         digits.main()
     assert caught.value.code == "Failed: fewer than 95 % of the test images are read right."
+
+
+def test_gan(tmp_path):
+    """Saved and loaded, its models answer the same; the kernels' norms are 1: it checks itself."""
+    result = run("gan.py", "--epochs", 12, "--out", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    norms = re.search(r"^spectral norms +(.*)$", result.stdout, re.MULTILINE).group(1).split(", ")
+    assert len(norms) == 4 and all(abs(float(norm) - 1) < 0.05 for norm in norms)
+    assert (tmp_path / "gan.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "gan_generator.keras",
+        "gan_discriminator.keras",
+    }
+
+
+def test_characters(tmp_path):
+    """Loaded, exported and with more padding it answers the same: it checks itself."""
+    result = run("characters.py", "--epochs", 10, "--out", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert float(re.search(r"F1 ([\d.]+)%", result.stdout).group(1)) >= 70
+    assert (tmp_path / "characters.keras").exists()
+    assert (tmp_path / "characters" / "saved_model.pb").exists()

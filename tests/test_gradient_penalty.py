@@ -94,3 +94,29 @@ def check(norm, jit):
         np.testing.assert_allclose(
             got, want, rtol=1e-6, atol=1e-7 * max(1, abs(values[0])), err_msg=str(index)
         )
+
+
+def test_second_gradient_of_two_norms_in_a_loop(kernel):
+    """Both gradients are of one tensor, which the loop captures once."""
+    draw = np.random.default_rng(6)
+    norms = [kn.LayerNormalization(epsilon=1e-5, dtype="float64") for _ in range(2)]
+    weight, x, v = draw.normal(size=(3, 2, 5))
+
+    @tf.function(autograph=False)
+    def slope(x):
+        def body(i, h):
+            return i + 1, tf.tanh(norms[0](x) + norms[1](h))
+
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = tf.while_loop(lambda i, _: i < 3, body, (0, x), maximum_iterations=3)[1]
+                value = tf.reduce_sum(y**2 * weight)
+            size = tf.reduce_sum(inner.gradient(value, x) ** 2)
+        return size, outer.gradient(size, x)
+
+    size, gradient = slope(tf.constant(x))
+    up, down = (float(slope(tf.constant(x + sign * 1e-5 * v))[0]) for sign in (1, -1))
+    got, want = float(tf.reduce_sum(gradient * v)), (up - down) / 2e-5
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7 * float(size))

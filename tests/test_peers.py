@@ -8,6 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import support
@@ -128,6 +129,108 @@ def test_same_numbers(addons, kernel):
             value = want[key].astype("float64").reshape(got.shape)
             # Both sides are float32: ours within 2e-5 of the exact, theirs about as much.
             support.close(got, value, atol=4e-5 * np.abs(value).max(), what=f"{name}, {key}")
+
+
+CELLS = {
+    "LSTM": (kn.LayerNormLSTMCell, {"units": 11}),
+    "LSTM, arguments": (
+        kn.LayerNormLSTMCell,
+        {"units": 5, "norm_epsilon": 1e-5, "use_bias": False, "recurrent_activation": "tanh"},
+    ),
+    "simple RNN": (kn.LayerNormSimpleRNNCell, {"units": 11}),
+    "simple RNN, arguments": (
+        kn.LayerNormSimpleRNNCell,
+        {"units": 5, "layernorm_epsilon": 1e-3, "activation": "sigmoid"},
+    ),
+}
+
+
+# In units of the largest element. In float32 both sides round, and 7 normalizations amplify that.
+@pytest.mark.parametrize("dtype, close", [("float32", 1e-5), ("float64", 1e-13)])
+def test_same_numbers_of_cells(dtype, close, addons, kernel):
+    """Outputs of all steps and all gradients, of weights that are handed over in their order."""
+    made, draw = [], np.random.default_rng(4)
+    for cls, arguments in CELLS.values():
+        cell = cls(**arguments, dtype=dtype)
+        rnn = keras.layers.RNN(cell, return_sequences=True, dtype=dtype)
+        rnn.build((None, 7, 3))
+        for weight in rnn.weights:
+            weight.assign(draw.choice([-1, 1], weight.shape) * draw.uniform(0.3, 1, weight.shape))
+        x, dy = draw.normal(size=(5, 7, 3)), draw.normal(size=(5, 7, arguments["units"]))
+        x, dy = x.astype(dtype), dy.astype(dtype)
+        made.append((rnn, x, dy, support.weights_of(rnn)))
+    results, errors = addons(
+        [
+            (cls.__name__, arguments, *m[1:])
+            for (cls, arguments), m in zip(CELLS.values(), made, strict=True)
+        ]
+    )
+    assert errors == [None] * len(CELLS)
+    for name, (rnn, x, dy, weights), want in zip(CELLS, made, results, strict=True):
+        got = support.runner(rnn, "graph")(x, dy)
+        pairs = {"y": got.y, "dx": got.dx}
+        pairs |= {f"g_{key}": gradient for key, gradient in got.gradients.items()}
+        assert set(pairs) == set(want) and len(got.gradients) == len(weights)
+        for key, value in pairs.items():
+            atol = close * max(1, np.abs(want[key]).max())
+            support.close(value, want[key].astype("float64"), atol=atol, what=f"{name}, {key}")
+
+
+# A layer of both, its input.
+WRAPPED = {
+    "Dense": (("Dense", {"units": 11}), (5, 7)),
+    "Conv2D": (("Conv2D", {"filters": 6, "kernel_size": [3, 2]}), (2, 7, 5, 3)),
+}
+
+
+def wrapped(case, data_init):
+    (name, arguments), shape = case
+    layer = kn.WeightNormalization(getattr(keras.layers, name)(**arguments), data_init)
+    draw = np.random.default_rng(5)
+    x = draw.normal(1, 1, shape).astype("float32")
+    dy = draw.normal(size=layer(x).shape).astype("float32")
+    return layer, x, dy
+
+
+def test_same_numbers_of_wrappers(addons, kernel):
+    """Weight normalization without data: outputs, and gradients of x, g, v and the bias."""
+    made, calls, draw = [], [], np.random.default_rng(6)
+    for case in WRAPPED.values():
+        layer, x, dy = wrapped(case, False)
+        for weight in layer.weights:
+            weight.assign(draw.choice([-1, 1], weight.shape) * draw.uniform(0.5, 2, weight.shape))
+        made.append((layer, x, dy))
+        arguments = {"layer": case[0], "data_init": False}
+        calls.append(("WeightNormalization", arguments, x, dy, support.weights_of(layer)))
+    results, errors = addons(calls)
+    assert errors == [None] * len(WRAPPED)
+    for name, (layer, x, dy), want in zip(WRAPPED, made, results, strict=True):
+        got = support.runner(layer, "graph")(x, dy)
+        pairs = {"y": got.y, "dx": got.dx}
+        pairs |= {f"g_{key}": gradient for key, gradient in got.gradients.items()}
+        assert set(pairs) == set(want) == {"y", "dx", "g_g", "g_kernel", "g_bias"}
+        for key, value in pairs.items():
+            atol = 4e-5 * np.abs(want[key]).max()
+            support.close(value, want[key].astype("float64"), atol=atol, what=f"{name}, {key}")
+
+
+def test_where_its_weight_normalization_is_wrong(addons, kernel):
+    """It measures with v for v / |v|; a transposed convolution's g is of its input channels."""
+    transposed = ("Conv2DTranspose", {"filters": 6, "kernel_size": 3}), (8, 5, 4, 5)
+    (_, x, dy), (_, image, _) = wrapped(WRAPPED["Dense"], True), wrapped(transposed, True)
+    x = np.random.default_rng(5).normal(1, 2, (200, 7)).astype("float32")
+    calls = [
+        ("WeightNormalization", {"layer": WRAPPED["Dense"][0]}, x, dy, {}),
+        ("WeightNormalization", {"layer": transposed[0], "data_init": False}, image, dy, {}),
+    ]
+    (dense, convolution), errors = addons(calls)
+    assert errors == [None, None]
+    assert np.abs(dense["y"].std(0) - 1).max() > 0.05
+    assert convolution["g_g"].shape == (5,)
+    layer, *_ = wrapped(WRAPPED["Dense"], True)
+    np.testing.assert_allclose(np.std(layer(x, training=True), 0), 1, atol=1e-3)
+    layer, *_ = wrapped(transposed, True)
+    assert layer.gains[0].shape == (6,)
 
 
 def test_where_it_refuses(addons):

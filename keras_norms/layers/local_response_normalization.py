@@ -8,6 +8,7 @@ from keras import ops
 from keras_norms import sums
 from keras_norms.base import ChannelLayer, as_floats, number, wide
 from keras_norms.geometry import Shape, geometry
+from keras_norms.windows import around
 
 
 @keras.saving.register_keras_serializable("keras_norms")
@@ -80,17 +81,17 @@ class LocalResponseNormalization(ChannelLayer):
         alpha = self.alpha
         if self.convention == "torch":
             alpha = alpha / (2 * self.depth_radius + 1)
-        size = self.bias + alpha * self._around(ops.square(x))
+        size = self.bias + alpha * self._sum(ops.square(x))
         return self.finished(x * ops.power(size, -self.beta))
 
-    def _around(self, x: Any) -> Any:
+    def _sum(self, x: Any) -> Any:
         """Sums over the window; so is its gradient, as a window looks the same from both ends."""
 
         @sums.with_gradient
-        def around(x):
-            return window_sum(x, self.axis, self.depth_radius), around
+        def total(x):
+            return window_sum(x, self.axis, self.depth_radius), total
 
-        return around(x)
+        return total(x)
 
     def get_config(self) -> dict[str, Any]:
         names = ("depth_radius", "bias", "alpha", "beta", "convention")
@@ -100,25 +101,9 @@ class LocalResponseNormalization(ChannelLayer):
 def window_sum(x: Any, axis: int, radius: int) -> Any:
     """Sums over `2 * radius + 1` neighbours along an axis, zeros beyond its ends.
 
-    By doubling: sums of 2 neighbours, of 4 and so on, and of these what the width is made of. Sums
-    of all before, whose differences are the windows', would lose the small beside the large.
+    Sums of all before, whose differences are the windows', would lose the small beside the large.
     """
-    axis, channels = axis % len(x.shape), x.shape[axis]
-    radius = min(radius, channels - 1) if channels else 0
-    rest = 2 * radius + 1
-
-    def along(start, stop):
-        return (*[slice(None)] * axis, slice(start, stop))
-
-    pads = [(radius, radius) if a == axis else (0, 0) for a in range(len(x.shape))]
-    x = ops.pad(x, pads) if radius else x
-    total, start, width = None, 0, 1  # x holds the sums of `width` neighbours
-    while True:
-        if rest & width:
-            part = x[along(start, start + channels)]
-            total = part if total is None else total + part
-            start += width
-        width *= 2
-        if width > rest:
-            return total
-        x = x[along(None, -(width // 2))] + x[along(width // 2, None)]
+    axis %= len(x.shape)
+    radius = min(radius, max(x.shape[axis] - 1, 0))
+    (total,) = around([x], axis, radius, lambda before, after: [before[0] + after[0]])
+    return total

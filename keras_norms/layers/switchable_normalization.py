@@ -6,16 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_norms.base import as_floats, wide
+from keras_norms.base import as_floats
 from keras_norms.geometry import Geometry, Shape, geometry
-from keras_norms.moments import (
-    Moments,
-    arithmetic,
-    element_count,
-    merge,
-    over_samples,
-    widened,
-)
+from keras_norms.mixture import Mixture
+from keras_norms.moments import Moments, arithmetic, element_count, merge, widened
 from keras_norms.moving import MovingNormalization, bessel
 from keras_norms.normalize import moments, normalize_by
 
@@ -23,7 +17,7 @@ STATISTICS = ("instance", "layer", "batch")
 
 
 @keras.saving.register_keras_serializable("keras_norms")
-class SwitchableNormalization(MovingNormalization):
+class SwitchableNormalization(Mixture, MovingNormalization):
     """Normalizes by a learned mixture of instance, layer and batch statistics.
 
         y = (x - mean) / sqrt(variance + epsilon) * gamma + beta
@@ -94,8 +88,10 @@ class SwitchableNormalization(MovingNormalization):
             )
         self.statistics = known
         self.unbiased_instance_variance = unbiased_instance_variance
-        self.mean_weights: Any = None
-        self.variance_weights: Any = None
+
+    @property
+    def mixed(self) -> Sequence[str]:
+        return self.statistics
 
     @property
     def moving(self) -> tuple[str, ...]:
@@ -106,29 +102,7 @@ class SwitchableNormalization(MovingNormalization):
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
-        shape = (len(self.statistics),)
-        self.mean_weights = self.add_parameter("mean_weights", shape, "ones")
-        self.variance_weights = self.add_parameter("variance_weights", shape, "ones")
-
-    def weights_of(self, logits: Any) -> Any:
-        """Of wide logits, the weights of the mixture, which are 0 or more and sum to 1."""
-        weights = ops.exp(logits - ops.max(logits))  # ops.softmax warns of a single one
-        return weights / ops.sum(weights)
-
-    def mixture(self) -> dict[str, dict[str, float]]:
-        """The weight of each statistic: `{"mean": {"instance": ..., ...}, "variance": {...}}`."""
-        if self.mean_weights is None:
-            raise ValueError("`mixture` needs a layer that is built: call it, or `build`, first.")
-        names = "mean", "variance"
-        found = (map(float, ops.convert_to_numpy(weights)) for weights in self._weights())
-        return {
-            name: dict(zip(self.statistics, weights, strict=True))
-            for name, weights in zip(names, found, strict=True)
-        }
-
-    def _weights(self) -> tuple[Any, Any]:
-        logits = self.mean_weights, self.variance_weights
-        return tuple(self.weights_of(wide(ops.convert_to_tensor(w))) for w in logits)
+        self.add_mixture()
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         x = as_floats(inputs, self.compute_dtype)
@@ -144,7 +118,7 @@ class SwitchableNormalization(MovingNormalization):
         parts = {
             "instance": lambda: own,
             "layer": lambda: merge(own, 1),
-            "batch": lambda: self._batch(own, count, training),
+            "batch": lambda: self.across_samples(own, count, training),
         }
         mixed = self._mixed(own, [parts[name]() for name in self.statistics])
         dtype = keras.backend.result_type(x.dtype, "float32")
@@ -152,22 +126,11 @@ class SwitchableNormalization(MovingNormalization):
         y = normalize_by(mixed, x, view, **self.arguments())
         return ops.cast(y, self.compute_dtype)
 
-    def _batch(self, own: Moments, count: Any, training: bool | None) -> Moments:
-        """The statistics of the channels, shaped (1, channels)."""
-        if not self.goes_by_batch(training):
-            moving = (ops.cast(w, own.variance.dtype) for w in self.of_channels())
-            mean, variance = (ops.expand_dims(w, 0) for w in moving)
-            return Moments(mean, ops.zeros_like(mean), variance)
-        found, count = over_samples(own, count)
-        center, residual, variance = (ops.stop_gradient(s[0]) for s in found)
-        self.update(count, moving_mean=center + residual, moving_variance=variance)
-        return found
-
     def _mixed(self, own: Moments, parts: list[Moments]) -> Moments:
         """The mixture of parts that broadcast against `own`, the mean by differences from its."""
         mean = variance = ops.zeros_like(own.variance)
         by_mean, by_variance = (
-            ops.cast(weights, variance.dtype)[:, None, None] for weights in self._weights()
+            ops.cast(weights, variance.dtype)[:, None, None] for weights in self.shares()
         )
         add, _, multiply, _ = arithmetic(variance.dtype)
         for k, part in enumerate(parts):

@@ -23,7 +23,7 @@ def forms(model: keras.Model) -> dict[str, str]:
     for layer in model._flatten_layers():
         if not any(base.__module__.startswith("keras_norms.") for base in type(layer).__mro__):
             continue
-        form = known.get(type(layer))
+        form = known.get(type(layer), getattr(type(layer), "lowering", None))
         if form not in FORMS:
             raise ConversionError(
                 f"The converter must know every keras_norms layer. Received: {layer.path!r} of "
