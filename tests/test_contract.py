@@ -854,8 +854,8 @@ def test_inside_of_a_branch(row, kernel):
     in_control_flow(row, "cond", False)
 
 
-# RMS does not subtract a mean: what is captured in a branch is the input itself. A cell is in a loop
-# as it is, and TensorFlow cannot put that of Keras' own LSTM into each of these.
+# RMS does not subtract a mean: what is captured in a branch is the input itself. A cell is in a
+# loop as it is, and TensorFlow cannot put that of Keras' own LSTM into each of these.
 FLOWS = [
     row
     for row in CATALOG
