@@ -223,9 +223,12 @@ def refuse_adapted(layer: keras.Layer) -> None:
 
 
 def settle(variable: keras.Variable, value: Any, valid: Any) -> None:
-    """Assigns the value, where it is valid."""
+    """Assigns the value as a constant, where it is valid.
+
+    On JAX what a call assigns keeps its gradient, which later in the call would count.
+    """
     old = ops.convert_to_tensor(variable.value)
-    variable.assign(ops.where(valid, ops.cast(value, old.dtype), old))
+    variable.assign(detached(ops.where(valid, ops.cast(value, old.dtype), old)))
 
 
 def detached(x: Any) -> Any:
