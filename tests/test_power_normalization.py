@@ -27,7 +27,7 @@ def test_steps_of_warm_up_and_after(mode, mean, kernel, rng):
     config = layer.get_config()
 
     class Called:
-        trainable_variables = layer.trainable_variables
+        trainable_weights = layer.trainable_weights
         weights = layer.weights
         __call__ = staticmethod(tf.function(lambda x: layer(x, training=True), autograph=False))
 
