@@ -67,10 +67,17 @@ class Reparametrization(keras.layers.Wrapper):
             # The kernels are computed in the type they are kept in; the layer casts them.
             kwargs["dtype"] = layer.variable_dtype
         super().__init__(layer, **kwargs)
-        if isinstance(weight_names, str):
-            raise TypeError(
-                f"`weight_names` must be a list of names. Received: weight_names={weight_names!r}."
-            )
+        if weight_names is not None:
+            if not isinstance(weight_names, list | tuple):
+                raise TypeError(
+                    "`weight_names` must be None or a list of names. "
+                    f"Received: weight_names={weight_names!r}."
+                )
+            if not weight_names:
+                raise ValueError(
+                    "`weight_names` must hold a name, or be None for all kernels. "
+                    f"Received: weight_names={weight_names!r}."
+                )
         if not isinstance(layer, keras.layers.RNN) and any(map(_has_dropout, _cells(layer))):
             raise ValueError(
                 "A cell with dropout draws its masks for the RNN layer that it stands in: wrap "

@@ -1058,7 +1058,10 @@ def test_unknown_layers_need_an_axis(wrap, rng):
 def test_weight_names(wrap, rng):
     x = rng.normal(size=(2, 4, 3)).astype("float32")
     assert message(TypeError, wrap, L.Dense(5), weight_names="kernel", **reparam(wrap)) == (
-        "`weight_names` must be a list of names. Received: weight_names='kernel'."
+        "`weight_names` must be None or a list of names. Received: weight_names='kernel'."
+    )
+    assert message(ValueError, wrap, L.Dense(5), weight_names=[], **reparam(wrap)) == (
+        "`weight_names` must hold a name, or be None for all kernels. Received: weight_names=[]."
     )
     layer = wrap(L.Dense(5, name="d"), weight_names=["kernel", "colonel"], **reparam(wrap))
     assert message(ValueError, layer, x) == (

@@ -49,7 +49,7 @@ class SpectralNormalization(Reparametrization):
     Returns: what the layer returns. sigma is computed in float32 or wider.
 
     Raises:
-        TypeError: `power_iterations` is no int; `epsilon` no number; `weight_names` is one text.
+        TypeError: `power_iterations` is no int; `epsilon` no number; `weight_names` is no list.
         ValueError: `layer` is no layer, has no such weight, has LoRA or quantized weights, or is a
             cell with dropout; the axes of the outputs are not known; `power_iterations` is less
             than 1; `epsilon` is not positive; `weight_names` or `axis` without `reparam`.

@@ -38,6 +38,8 @@ class WeightNormalization(Reparametrization):
 
     A bias that does not begin at 0 is added to that. The offsets are weights, not trained, so
     gradients are those of the paper's g and b. They are set once; inference never changes a weight.
+    `TimeDistributed` around the wrapper calls it step by step, so the batch is its first step; the
+    wrapper around `TimeDistributed` has plain initialization.
 
     Args:
         layer: a `keras.Layer` with kernels: Dense, EinsumDense, convolutions (depthwise,
@@ -57,7 +59,7 @@ class WeightNormalization(Reparametrization):
     Returns: what the layer returns. The kernel is computed in float32 or wider.
 
     Raises:
-        TypeError: `weight_names` is one text.
+        TypeError: `weight_names` is no list.
         ValueError: `layer` is no layer, has no such weight, has LoRA or quantized weights, or is a
             cell with dropout; the axes of the outputs are not known; `data_init=True` for another
             layer than the above, or with `weight_names` or `axis`.

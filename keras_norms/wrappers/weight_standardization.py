@@ -43,7 +43,7 @@ class WeightStandardization(Reparametrization):
     Returns: what the layer returns. The kernel is computed in float32 or wider.
 
     Raises:
-        TypeError: `epsilon` or `gamma` is no number; `weight_names` is one text.
+        TypeError: `epsilon` or `gamma` is no number; `weight_names` is no list.
         ValueError: `layer` is no layer, has no such weight, has LoRA or quantized weights, or is a
             cell with dropout; the axes of the outputs are not known; `epsilon` is negative; `gamma`
             is given without `scaled`.
