@@ -138,8 +138,7 @@ class NormalizedCell:
         layer = getattr(self, name)
         if steps is None:
             return layer(x)
-        step = ops.max(steps, initial=0)  # a masked sample stays behind
-        return layer(x, training=training, step=step, begins=self.begins)
+        return layer(x, training=training, step=steps, begins=self.begins)
 
     def left(self, states: list[Any], steps: Any, entered: Any) -> Any:
         """The states after the step, nested as those before it."""

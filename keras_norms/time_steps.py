@@ -11,9 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_norms.geometry import Shape
-from keras_norms.moments import moving_average
+from keras_norms.geometry import Shape, geometry
+from keras_norms.moments import Moments, moving_average
 from keras_norms.moving import MovingNormalization, Record, active_records
+from keras_norms.normalize import normalize_by
 
 # The step as digits of this base: bfloat16, which states may be of, counts exactly to 256 only.
 BASE, DIGITS = 256, 3
@@ -46,8 +47,10 @@ class PerTimeStep(MovingNormalization):
     """Gives a norm a row of moving statistics per time step; `of` makes it of the norm's class.
 
     Call arguments:
-        inputs, training, mask: as the norm's.
-        step: float32 scalar, counted from 0; steps beyond the last row share it.
+        inputs, training, mask: as the norm's; inputs of rank 2.
+        step: float32, `(batch,)`, of each sample, counted from 0; steps beyond the last row share
+            it. Inference takes each sample's own row, so what is beside it changes nothing; a
+            batch that is trained on moves the row of its furthest sample.
         begins: bool, whether this may be the first call of a sequence.
     """
 
@@ -82,7 +85,9 @@ class PerTimeStep(MovingNormalization):
         step: Any,
         begins: bool = False,
     ) -> Any:
-        self.step, self.begins = step, begins
+        # With a mask, samples may be behind.
+        self.step = ops.max(step, initial=0) if self.goes_by_batch(training) else step
+        self.begins = begins
         try:
             return super().call(inputs, training, mask)
         finally:
@@ -111,10 +116,14 @@ class PerTimeStep(MovingNormalization):
             old = self._begin(name)
             self._end(name, moving_average(old, statistics[name], momentum, valid))
 
-    def of_channels(self) -> tuple[Any, Any]:
-        rows = [self._row(name) for name in self.moving]
-        each = self.input_spec.axes[self.axis] // rows[0].shape[0]
-        return tuple(row if each == 1 else ops.repeat(row, each) for row in rows)
+    def by_moving_statistics(self, inputs: Any, mask: Any = None) -> Any:
+        mean, variance = (self._row(name) for name in self.moving)
+        each = inputs.shape[-1] // mean.shape[-1]
+        if each > 1:
+            mean, variance = (ops.repeat(row, each, axis=-1) for row in (mean, variance))
+        view = geometry(inputs.shape, -1, apart="samples", groups=-1)
+        y = normalize_by(Moments(mean, None, variance), inputs, view, **self.arguments())
+        return ops.cast(y, self.compute_dtype)
 
     def _index(self) -> Any:
         return ops.cast(ops.minimum(self.step, self.time_steps - 1), "int32")

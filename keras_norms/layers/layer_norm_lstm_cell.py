@@ -31,9 +31,11 @@ class LayerNormLSTMCell(NormalizedCell, keras.layers.LSTMCell):
     inference goes by, have a row for each step, `(time_steps, channels)`; steps from `time_steps`
     on use and move the last row. gamma and beta are shared over time, and there gamma starts at
     0.1: `norm=BatchNormalization(gamma_initializer=keras.initializers.Constant(0.1))`. One more
-    state, of width 3, counts the steps; with a mask the batch is where its furthest sample is. The
-    mask itself is not seen: masked samples of a step count in its statistics. So sequences are best
-    padded at the end. Training needs TensorFlow or PyTorch.
+    state, of width 3, counts the steps that the mask lets through. Inference takes each sample by
+    its own count, so padding and the other samples change nothing. In training the cell does not
+    see the mask: a batch is at the step of its furthest sample, and masked samples count in the
+    statistics, so batches of sequences of like length suit it best. Training needs TensorFlow or
+    PyTorch.
 
     Args:
         units: int >= 1, the width of the output.
