@@ -99,9 +99,11 @@ def kernels_of(
     listed = [found[key] for key in sorted(found, key=lambda key: place.get(key, len(place)))]
     missing = set(names or ()) - {name for *_, name in listed}
     if missing or not listed:
+        own = [weight.path.rsplit("/", 1)[-1] for weight in layer.weights]
         raise ValueError(
             f"{type(layer).__name__} object has no weight {sorted(missing) or ' or '.join(NAMES)} "
-            f"to compute. Received: layer={layer}, weight_names={names}."
+            "to compute; a layer that makes its weights when called must be called before it is "
+            f"wrapped. Received: layer={layer}, with the weights {own}, weight_names={names}."
         )
     unique = _unique(name for *_, name in listed)
     return [
@@ -158,6 +160,36 @@ def _letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
     operands, output = layer.equation.replace(" ", "").split("->")
     inputs, kernel = operands.split(",")
     return inputs, kernel, output
+
+
+def has_pre_activations(layer: keras.Layer) -> bool:
+    """Whether the layer's bias, if it has one, has an element for each output of its kernel."""
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return isinstance(layer, WITH_PRE_ACTIVATIONS)
+    _, kernel, output = _letters(layer)
+    return layer.bias_axes is None or set(kernel) & set(output) <= set(layer.bias_axes)
+
+
+def along_bias(layer: keras.Layer, kernel: Kernel, values: Any) -> Any:
+    """An element per output of the kernel, as an addend to the layer's bias and of its shape.
+
+    Args:
+        layer: one that `has_pre_activations`, and a bias.
+    """
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return ops.reshape(values, layer.bias.shape)
+    # The bias has the axes of the result from its first one on, whose order may be another.
+    _, letters, output = _letters(layer)
+    named = output.replace("...", "")
+    first = min(named.index(letter) for letter in layer.bias_axes)
+    places = [named.index(letter) - first for letter in letters if letter in named]
+    sizes = [kernel.variable.shape[a] for a in kernel.axes]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    values = ops.transpose(ops.reshape(values, sizes), order)
+    whole = [1] * len(layer.bias.shape)
+    for place, size in zip(places, sizes, strict=True):
+        whole[place] = size
+    return ops.broadcast_to(ops.reshape(values, whole), layer.bias.shape)
 
 
 def output_axes(layer: keras.Layer, rank: int) -> tuple[int, ...]:

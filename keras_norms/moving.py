@@ -143,7 +143,8 @@ class MovingNormalization(AffineNormalization):
             count: elements of each sample, as `element_count` gives it.
         """
         if not self.goes_by_batch(training):
-            moving = (ops.cast(w, own.variance.dtype) for w in self.of_channels())
+            # Copies: a later step of training on PyTorch changes the weights in place.
+            moving = (ops.copy(ops.cast(w, own.variance.dtype)) for w in self.of_channels())
             mean, variance = (ops.expand_dims(w, 0) for w in moving)
             return Moments(mean, ops.zeros_like(mean), variance)
         found, count = over_samples(own, count)

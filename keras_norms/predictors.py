@@ -150,7 +150,9 @@ def serialized(given: Any) -> Any:
 
 
 def _condition(rule: str, x: Shape, c: Shape) -> ValueError:
-    return ValueError(f"The condition must be {rule}. Received: shapes={[x, c]}.")
+    return ValueError(
+        f"The condition, the second input, must be {rule}. Received: shapes={[x, c]}."
+    )
 
 
 def _floats(layer: Any, c: Any) -> Any:

@@ -104,7 +104,14 @@ class NormalizedCell:
         super().build(input_shape)
         self.input_spec = keras.InputSpec(ndim=2, axes={-1: input_shape[-1]})
         for name, width in self.widths.items():
-            getattr(self, name).build((None, width * self.units))
+            norm, shape = getattr(self, name), (None, width * self.units)
+            norm.build(shape)
+            given = tuple(norm.compute_output_shape(shape))
+            if given != shape:
+                raise ValueError(
+                    "`norm` must give what has the shape of its input. "
+                    f"Received: norm={norm}, which makes {given} of {shape}."
+                )
 
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:
         self.begins = True
@@ -121,7 +128,11 @@ class NormalizedCell:
         states = list(states) if isinstance(states, list | tuple) else [states]
         wanted = len(self._own_sizes())
         if len(states) != wanted:
-            last = " (the last one counts the steps)" if self.with_steps else ""
+            last = (
+                f" (the last one counts the steps: zeros shaped (batch, {DIGITS}) at the start)"
+                if self.with_steps
+                else ""
+            )
             raise ValueError(f"The cell has {wanted} states{last}. Received: {len(states)} states.")
         return (states[:-1], steps_of(states[-1])) if self.with_steps else (states, None)
 
@@ -180,7 +191,7 @@ class Template:
 
     def _refuse(self, norm: Any) -> NoReturn:
         raise TypeError(
-            "`norm` must be a Keras layer, its configuration or None. "
+            "`norm` must be a Keras layer, as `RMSNormalization()`, its configuration or None. "
             f"Received: norm={norm!r}, of type {type(norm).__name__}."
         )
 

@@ -92,8 +92,19 @@ class Reparametrization(keras.layers.Wrapper):
         self._takes = {name for name in ("training", "mask") if name in takes}
 
     def build(self, input_shape: Any = None) -> None:
-        super().build(input_shape)
+        try:
+            super().build(input_shape)
+        except TypeError as error:  # a `build` of several shapes
+            raise ValueError(
+                f"{type(self.layer).__name__} cannot be built from the shape of one input: call it "
+                f"once before it is wrapped. Received: layer={self.layer}, "
+                f"input_shape={input_shape}."
+            ) from error
         refuse_adapted(self.layer)
+        for part in self.layer._flatten_layers():
+            # Called again in a backward pass, the layer would find its own kernel, not the
+            # computed one.
+            part._remat_mode = None
         self.kernels = tuple(self.kernels_of_layer())
 
     def kernels_of_layer(self) -> list[Kernel]:
@@ -127,10 +138,11 @@ class Reparametrization(keras.layers.Wrapper):
         """The matrix to take for the k-th kernel's."""
         raise NotImplementedError
 
-    def prepare(self, training: bool | None, result: Callable[[Values], Any]) -> None:
+    def prepare(self, training: bool | None, mask: Any, result: Callable[[Values], Any]) -> None:
         """What a call does before the kernels are computed.
 
         Args:
+            mask: of the inputs, or None.
             result: what the layer gives for the call's inputs with other values of its variables.
         """
 
@@ -152,7 +164,7 @@ class Reparametrization(keras.layers.Wrapper):
                 outputs = self.layer(inputs, *args, **kwargs)
             return outputs, scope.losses
 
-        self.prepare(training, lambda values: result(values)[0])
+        self.prepare(training, mask, lambda values: result(values)[0])
         outputs, losses = result(self.values())
         for loss in losses:
             self.add_loss(loss)
@@ -221,9 +233,10 @@ def refuse_adapted(layer: keras.Layer) -> None:
     for part in layer._flatten_layers():
         if getattr(part, "lora_enabled", False) or getattr(part, "quantization_mode", None):
             raise ValueError(
-                "A layer with LoRA or with quantized weights cannot be wrapped, since its wrapper "
-                "computes the kernel that these stand in for: call the wrapper's `remove()` "
-                "before, and adapt or quantize the plain layer. Received: layer="
+                "A layer with LoRA or with quantized weights cannot be wrapped, nor adapted or "
+                "quantized inside of its wrapper, which computes the kernel that these stand in "
+                "for: take the plain layer of `remove()` from a wrapper whose layer is as it was, "
+                "and adapt or quantize that. Received: layer="
                 f"{part}, lora_enabled={getattr(part, 'lora_enabled', False)}, "
                 f"quantization_mode={getattr(part, 'quantization_mode', None)}."
             )
@@ -239,5 +252,5 @@ def settle(variable: keras.Variable, value: Any, valid: Any) -> None:
 
 
 def detached(x: Any) -> Any:
-    """x as a constant."""
-    return ops.stop_gradient(ops.convert_to_tensor(x))
+    """x as a constant, and as it is now: PyTorch's variables change in place."""
+    return ops.copy(ops.stop_gradient(ops.convert_to_tensor(x)))

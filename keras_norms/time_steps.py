@@ -185,8 +185,11 @@ class StepRecords:
 
 def needs_steps(norm: keras.Layer) -> bool:
     """Whether the norm keeps statistics from call to call."""
-    own = isinstance(norm, MovingNormalization) and norm.moving
-    return bool(own) or isinstance(norm, keras.layers.BatchNormalization)
+    return any(
+        isinstance(part, keras.layers.BatchNormalization)
+        or (isinstance(part, MovingNormalization) and part.moving)
+        for part in norm._flatten_layers()
+    )
 
 
 def of(norm: MovingNormalization, time_steps: Any, shape: Shape) -> PerTimeStep:
@@ -202,7 +205,7 @@ def of(norm: MovingNormalization, time_steps: Any, shape: Shape) -> PerTimeStep:
         raise ValueError(
             "`norm` with moving statistics must be a `BatchNormalization` without `renorm` and "
             "`synchronized`, or a `BatchGroupNormalization`, of keras_norms. "
-            f"Received: norm={norm!r}."
+            f"Received: norm={type(norm).__module__}.{type(norm).__name__}, {norm.get_config()}."
         )
     if isinstance(time_steps, bool) or not isinstance(time_steps, int) or time_steps < 1:
         raise ValueError(

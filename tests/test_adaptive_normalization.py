@@ -618,8 +618,11 @@ def test_arguments_of_another_predictor_are_refused():
         Adaptive(epsilon="x")
 
 
-PAIR = "`inputs` must be the list [x, condition], two tensors of one batch. Received: shapes="
-CONDITION = "The condition must be "
+PAIR = (
+    "`inputs` must be the list [x, condition], two tensors of one batch: layer([x, condition]). "
+    "Received: shapes="
+)
+CONDITION = "The condition, the second input, must be "
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,67 @@ def test_same_as_on_tensorflow(row, backend, tensorflow):
         # Each is within the portable bound of the exact result, of size 1 or of its own.
         atol = support.FORWARD["portable"] * max(1, np.abs(want[name]).max(initial=0))
         support.close(got[name], want[name].astype("float64"), atol=atol, what=name)
+
+
+TWICE = """
+import keras, torch
+import keras_norms as kn
+
+x = torch.randn(6, 5, 2, requires_grad=True)
+for make in (
+    lambda: kn.SpectralNormalization(keras.layers.Dense(4), reparam=True),
+    lambda: keras.layers.RNN(kn.SpectralNormalization(keras.layers.LSTMCell(3), reparam=True)),
+    lambda: kn.WeightNormalization(keras.layers.Dense(4)),
+    kn.SwitchableNormalization,
+    kn.MixedNormalization,
+    kn.BatchNormalization,
+):
+    layer = make()
+    layer.build(tuple(x.shape))
+    calls = (1, False), (2, True), (3, True)
+    results = [layer(k * x, training=training) for k, training in calls]
+    sum((y * y).sum() for y in results).backward()
+    assert torch.isfinite(x.grad).all()
+"""
+
+
+def test_several_calls_before_one_backward_pass_of_pytorch():
+    """Though a step of training changes the weights in place."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is missing: `make test-backends` installs it")
+    env = {**os.environ, "KERAS_BACKEND": "torch"}
+    done = subprocess.run([sys.executable, "-c", TWICE], env=env, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+CELL = """
+import keras, numpy as np
+import keras_norms as kn
+
+def model_of(layer):
+    model = keras.Sequential([keras.Input((6, 5)), layer])
+    model.compile("sgd", "mse")
+    return model
+
+def cell():
+    return kn.SpectralNormalization(keras.layers.LSTMCell(3), reparam=True)
+
+model_of(keras.layers.RNN(cell())).predict(np.ones((4, 6, 5)), verbose=0)
+try:
+    model_of(keras.layers.RNN(cell())).fit(np.ones((4, 6, 5)), np.zeros((4, 3)), verbose=0)
+except ValueError as error:
+    assert "wrap the RNN layer" in str(error), error
+else:
+    raise AssertionError
+model_of(kn.SpectralNormalization(keras.layers.LSTM(3), reparam=True)).fit(
+    np.ones((4, 6, 5)), np.zeros((4, 3)), verbose=0
+)
+"""
+
+
+def test_spectral_norm_of_a_cell_on_jax():
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is missing: `make test-backends` installs it")
+    env = {**os.environ, "KERAS_BACKEND": "jax"}
+    done = subprocess.run([sys.executable, "-c", CELL], env=env, capture_output=True, text=True)
+    assert not done.returncode, done.stderr

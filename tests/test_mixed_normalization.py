@@ -229,3 +229,14 @@ def test_weights():
         layer.build((None, 7, None))
         assert sorted(w.name for w in layer.weights) == sorted(names + own)
         assert {tuple(w.shape) for w in layer.weights} == {(7,)}
+
+
+@pytest.mark.parametrize("mix", ["gate", "split"])
+def test_a_constant_sample_without_epsilon(mix, kernel, rng):
+    """Its instance norm is 0, and its batch norm what it would be otherwise."""
+    x = rng.normal(size=(4, 6, 3)).astype("float32")
+    x[0, :, 2] = 1
+    layer = support.built(kn.MixedNormalization(mix, epsilon=0), x.shape)
+    got = layer(x, training=True).numpy()
+    layer.epsilon = 1e-12
+    support.close(got, layer(x, training=True).numpy().astype("float64"), atol=1e-5)

@@ -242,8 +242,9 @@ def test_windows_are_checked(given):
     with pytest.raises(ValueError) as error:
         made(windows=given)
     assert str(error.value) == (
-        "`windows` must be a list or tuple of distinct odd positive ints, or None for the whole "
-        f"sample, and at least one. Received: windows={given!r}."
+        "`windows` must be a list or tuple of at least one window, none twice: an odd positive "
+        "int, which holds for every axis of space, or None for the whole sample. "
+        f"Received: windows={given!r}."
     )
 
 

@@ -446,3 +446,12 @@ def test_files(kind, name, norm, rng, tmp_path):
         model.save(path)
         again = keras.saving.load_model(path)
     np.testing.assert_array_equal(again.predict(x, verbose=0), want)
+
+
+def test_norms_that_do_not_fit():
+    cell = kn.LayerNormLSTMCell(3, norm=keras.layers.Dense(5))
+    with pytest.raises(ValueError, match=r"`norm` must give what has the shape of its input"):
+        cell.build((None, 4))
+    hidden = keras.Sequential([kn.BatchNormalization()])
+    with pytest.raises(ValueError, match=r"`norm` with moving statistics must be a `BatchNorm"):
+        kn.LayerNormLSTMCell(3, norm=hidden, time_steps=4)

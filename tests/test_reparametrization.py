@@ -1035,9 +1035,21 @@ def test_needs_a_kernel(wrap):
     got = message(ValueError, layer, np.ones((2, 3), "float32"))
     assert got.startswith(
         "ReLU object has no weight kernel or recurrent_kernel or depthwise_kernel or "
-        "pointwise_kernel or embeddings to compute. Received: layer=<ReLU name="
+        "pointwise_kernel or embeddings to compute; a layer that makes its weights when called "
+        "must be called before it is wrapped. Received: layer=<ReLU name="
     )
     assert "weight_names=None." in got
+
+
+@ALL
+def test_layers_that_are_to_be_called_first(wrap, rng):
+    x = rng.normal(size=(2, 3, 8)).astype("float32")
+    attention = L.MultiHeadAttention(2, 4)
+    got = message(ValueError, wrap(attention, **reparam(wrap)), x, x)
+    assert "MultiHeadAttention cannot be built from the shape of one input: call it once" in got
+    want = attention(x, x)
+    wrapper = wrap(attention, **reparam(wrap))
+    assert wrapper(x, x).shape == want.shape and len(wrapper.kernels) == 4
 
 
 @ALL
@@ -1065,8 +1077,9 @@ def test_weight_names(wrap, rng):
     )
     layer = wrap(L.Dense(5, name="d"), weight_names=["kernel", "colonel"], **reparam(wrap))
     assert message(ValueError, layer, x) == (
-        "Dense object has no weight ['colonel'] to compute. Received: "
-        "layer=<Dense name=d, built=True>, weight_names=['kernel', 'colonel']."
+        "Dense object has no weight ['colonel'] to compute; a layer that makes its weights when "
+        "called must be called before it is wrapped. Received: layer=<Dense name=d, built=True>, "
+        "with the weights ['kernel', 'bias'], weight_names=['kernel', 'colonel']."
     )
     layer = wrap(L.GRU(5), weight_names=("recurrent_kernel",), **reparam(wrap))
     layer(x)
@@ -1114,7 +1127,7 @@ def test_adapted_layers_are_refused(wrap, how, says):
     layer(x)
     adapt()
     got = message(ValueError, wrap(layer, **reparam(wrap)), x)
-    rule = "A layer with LoRA or with quantized weights cannot be wrapped, since its wrapper "
+    rule = "A layer with LoRA or with quantized weights cannot be wrapped, nor adapted or quantized"
     assert got.startswith(rule) and says in got
     layer, adapt = adapted(how)
     wrapper = wrap(layer, **reparam(wrap))
@@ -1123,7 +1136,7 @@ def test_adapted_layers_are_refused(wrap, how, says):
     adapt()
     for call in (lambda: wrapper(x), wrapper.remove):
         got = message(ValueError, call)
-        assert rule in got and "call the wrapper's `remove()` before" in got and says in got
+        assert rule in got and "take the plain layer of `remove()`" in got and says in got
     assert plain.kernel.shape == (8, 5)
 
 
@@ -1157,3 +1170,31 @@ def test_an_inner_layer_that_assigns_its_kernel_is_refused():
     layer = kn.WeightStandardization(kn.SpectralNormalization(L.Dense(5)))
     got = message(ValueError, layer, np.ones((2, 3), "float32"), training=True)
     assert "must not assign the weight that its wrapper computes. Received: an update of" in got
+
+
+@ALL
+def test_a_layer_that_is_rematerialized(wrap, rng):
+    """Its kernel gets the gradient that it gets without."""
+    x = rng.normal(size=(4, 6, 5)).astype("float32")
+    weight = rng.normal(size=(4, 4, 3)).astype("float32")
+
+    def gradients(inner):
+        keras.utils.set_random_seed(2)
+        layer = wrap(inner, **reparam(wrap))
+        layer.build(x.shape)
+
+        @tf.function
+        def step():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x, training=False) * weight)
+            return tape.gradient(loss, [w.value for w in layer.trainable_weights])
+
+        return step()
+
+    first = keras.initializers.GlorotUniform(seed=4)
+    plain = L.Conv1D(3, 3, kernel_initializer=first)
+    with keras.RematScope(mode="list_of_layers", layer_names=["inner"]):
+        inner = L.Conv1D(3, 3, name="inner", kernel_initializer=first)
+    assert inner._remat_mode is not None
+    for got, want in zip(gradients(inner), gradients(plain), strict=True):
+        support.close(got, want.numpy().astype("float64"), atol=1e-5)

@@ -344,3 +344,19 @@ def test_errors(arguments, error, says):
     with pytest.raises(error) as caught:
         kn.SpectralNormalization(L.Dense(5), **arguments)
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e20, np.nan])
+def test_a_strange_kernel_does_not_stop_the_power_method(size, mode, rng):
+    """When it is an ordinary one again, its norm becomes 1."""
+    wrapper = kn.SpectralNormalization(L.Dense(4, kernel_initializer="zeros"), reparam=True)
+    x, kernel = rng.normal(size=(6, 5)).astype("float32"), rng.normal(size=(5, 4)) * 3
+    wrapper.build(x.shape)
+    run = support.compiled(lambda x: wrapper(x, training=True), mode)
+    for factor in (size, 1.0):
+        wrapper.layer.kernel.assign(kernel * factor)
+        for _ in range(30):
+            run(tf.constant(x))
+        if factor == 1 or factor > 1e3:
+            largest = np.linalg.svd(wrapper.remove().kernel.numpy().astype("float64"))[1][0]
+            assert abs(largest - 1) < 1e-3

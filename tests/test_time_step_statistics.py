@@ -345,5 +345,5 @@ def test_refused():
         with pytest.raises(ValueError, match=r"`time_steps` must be None .*time_steps=4"):
             kn.LayerNormGRUCell(3, norm=norm, time_steps=4)
     cell = kn.LayerNormGRUCell(3, norm=norm_of(), time_steps=2)
-    with pytest.raises(ValueError, match=r"2 states \(the last one counts the steps\)"):
+    with pytest.raises(ValueError, match=r"2 states \(the last one counts the steps: zeros"):
         cell(tf.ones((2, 4)), [tf.ones((2, 3))])

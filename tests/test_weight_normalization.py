@@ -29,6 +29,16 @@ KINDS = {
         (8, 4, 7),
         (0, 2),
     ),
+    "EinsumDense, bias in another order": (
+        lambda **k: L.EinsumDense("abc,cde->abed", (None, 3, 5), bias_axes="ed", **k),
+        (8, 9, 7),
+        (0, 1),
+    ),
+    "EinsumDense, elided": (
+        lambda **k: L.EinsumDense("ab...,bc->ac...", (5, 4), bias_axes="c", **k),
+        (9, 7, 4),
+        (0, 2),
+    ),
     "EinsumDense, shared": (
         lambda **k: L.EinsumDense("...bc,bcd->...bd", (4, 5), bias_axes="bd", **k),
         (9, 3, 4, 7),
@@ -244,6 +254,44 @@ def test_an_empty_batch_waits(mode, kernel):
     check(wrapper, x, axes)
 
 
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_a_batch_that_is_not_finite_waits(strange, mode, kernel):
+    wrapper = kn.WeightNormalization(L.Dense(5))
+    wrapper.build((64, 7))
+    x = data((64, 7))
+    run = support.compiled(lambda x: wrapper(x, training=True), mode)
+    run(tf.constant(np.where(np.arange(7) == 3, strange, x).astype("float32")))
+    assert wrapper.initialized.numpy() == 0
+    run(tf.constant(x))
+    check(wrapper, x, (0,))
+
+
+@pytest.mark.parametrize("shape", [(16, 6, 7), (8, 3, 2, 7)])
+def test_masked_positions_do_not_count(shape, kernel, rng):
+    wrapper = kn.WeightNormalization(L.Dense(5))
+    x, mask = data(shape), rng.uniform(size=shape[:2]) < 0.5
+    x[~mask] = 1000
+    wrapper(x, mask=tf.constant(mask), training=True)
+    check(wrapper, x[mask], tuple(range(x[mask].ndim - 1)))
+    wrapper = kn.WeightNormalization(L.Dense(5))
+    wrapper(x, mask=tf.zeros_like(mask), training=True)
+    assert wrapper.initialized.numpy() == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 1e30])
+def test_kernels_of_any_size(size, dtype, kernel, rng):
+    """Their squares may be beyond the type's range."""
+    plain = L.Dense(4, use_bias=False, dtype=dtype)
+    plain.build((None, 5))
+    plain.kernel.assign(rng.normal(size=(5, 4)) * size)
+    x = rng.normal(size=(6, 5)).astype(dtype)
+    want = np.asarray(plain(x), "float64")
+    wrapper = kn.WeightNormalization(plain)
+    atol = (4e-6 if dtype == "float32" else 4e-15) * np.abs(want).max()
+    support.close(wrapper(x), want, atol=atol)
+
+
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e4])
 def test_a_constant_input_has_no_spread(value, kernel):
     """g stays, and what comes out is finite and has mean 0."""
@@ -349,6 +397,7 @@ def test_gradients_of_the_first_batch_leave_out_what_was_measured():
         (lambda: L.Embedding(11, 5), {}),
         (lambda: L.SeparableConv2D(5, 3), {}),
         (lambda: L.TimeDistributed(L.Dense(5)), {}),
+        (lambda: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="e"), {}),
         (lambda: L.Dense(5), {"axis": 1}),
         (lambda: L.Dense(5), {"weight_names": ["kernel"]}),
     ],
@@ -357,12 +406,17 @@ def test_where_there_is_nothing_to_measure(make, arguments):
     with pytest.raises(ValueError) as caught:
         kn.WeightNormalization(make(), data_init=True, **arguments)
     assert str(caught.value).startswith(
-        "`data_init=True` needs a layer with pre-activations (Dense, EinsumDense, Conv1D to "
-        "Conv3D, DepthwiseConv, Conv*Transpose), and neither `weight_names` nor `axis`: wrap the "
-        "layers inside of others. Received: layer=<"
+        "`data_init=True` needs a layer with pre-activations (Dense, EinsumDense with a bias for "
+        "each output or none, Conv1D to Conv3D, DepthwiseConv, Conv*Transpose), and neither "
+        "`weight_names` nor `axis`: wrap the layers inside of others. Received: layer=<"
     )
     wrapper = kn.WeightNormalization(make(), **arguments)
     assert not wrapper.by_data and wrapper.data_init is None
+
+
+def test_data_init_is_a_bool():
+    with pytest.raises(TypeError, match=r"`data_init` must be a bool or None.*data_init='no'"):
+        kn.WeightNormalization(L.Dense(3), data_init="no")
 
 
 # Several replicas.

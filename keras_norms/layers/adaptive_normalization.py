@@ -45,7 +45,8 @@ class AdaptiveNormalization(ChannelLayer):
     Args:
         norm: "layer", "instance", "batch", "group" (of 32 groups) or "rms", our layers without
             gamma and beta; None: x as it is; or a Keras layer, used as it is, or its serialized
-            configuration. Under a mixed policy give such a layer the dtype "float32".
+            configuration: `GroupNormalization(8, center=False, scale=False)`. Under a mixed policy
+            give such a layer the dtype "float32".
         predictor: what makes the coefficients of c; with arguments of its own, here in brackets.
             "dense": a matrix, for vectors [`unit_offset=True`; `predictor_activation=None`, applied
             to c first; `gate=False`, whether a third set of coefficients is returned, kernel and
@@ -143,6 +144,12 @@ class AdaptiveNormalization(ChannelLayer):
 
     def build(self, input_shape: Any) -> None:
         x, c = _pair(input_shape)
+        if self.norm == "group" and x[self.axis] is not None and x[self.axis] % self.inner.groups:
+            raise ValueError(
+                'norm="group" has 32 groups, which must divide the number of channels; for others, '
+                "norm=GroupNormalization(groups, center=False, scale=False). "
+                f"Received: shapes={[x, c]}."
+            )
         geometry(x, self.axis, apart="samples", groups=-1)  # for its errors
         if self.inner is not None and not self.inner.built:
             self.inner.build(x)
@@ -188,11 +195,12 @@ class AdaptiveNormalization(ChannelLayer):
 
 def _pair(shapes: Any) -> tuple[Shape, Shape]:
     """The shapes of x and c, or ValueError."""
-    shapes = [tuple(s) if isinstance(s, list | tuple) else s for s in shapes]
+    if isinstance(shapes, list) or all(isinstance(s, list | tuple) for s in shapes):
+        shapes = [tuple(s) if isinstance(s, list | tuple) else s for s in shapes]
     fits = len(shapes) == 2 and all(isinstance(s, tuple) and s for s in shapes)
     if not fits or len({s[0] for s in shapes} - {None}) > 1:
         raise ValueError(
-            "`inputs` must be the list [x, condition], two tensors of one batch. "
-            f"Received: shapes={shapes}."
+            "`inputs` must be the list [x, condition], two tensors of one batch: "
+            f"layer([x, condition]). Received: shapes={shapes}."
         )
     return shapes[0], shapes[1]

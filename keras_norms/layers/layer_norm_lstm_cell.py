@@ -43,7 +43,8 @@ class LayerNormLSTMCell(NormalizedCell, keras.layers.LSTMCell):
         norm_epsilon: float >= 0, added to their variances.
         norm: None for layer normalization; a layer of which each place gets a fresh one, with the
             cell's dtype (its weights, if it has any, are not taken); or such a layer's
-            configuration. It acts on `(batch, channels)`. It is kept as a configuration.
+            configuration. It acts on `(batch, channels)`, so of a norm over space alone, as
+            `InstanceNormalization`, only beta is left. It is kept as a configuration.
         time_steps: int >= 1, needed with a norm of moving statistics, and only there.
         *arguments, **kwargs: those of `keras.layers.LSTMCell`: `activation`,
             `recurrent_activation`, `use_bias`, the initializers, regularizers and constraints of

@@ -114,15 +114,21 @@ class MixedNormalization(MovingNormalization):
         # x_batch is x_instance * r + d, as in batch renormalization.
         dtype = own.variance.dtype
         add, subtract, multiply, _ = arithmetic(dtype)
-        root = ops.sqrt(own.variance + self.epsilon)
-        scale = ops.rsqrt(batch.variance + self.epsilon)
+        epsilon = self._epsilon(own.variance)
+        root = ops.sqrt(own.variance + epsilon)
+        scale = ops.rsqrt(batch.variance + self._epsilon(batch.variance))
         from_batch = ops.stop_gradient(own.center - batch.center)
         d = multiply(subtract(add(from_batch, own.residual), batch.residual), scale)
         r = multiply(root, scale)
         gate = ops.expand_dims(ops.cast(self.gate, dtype), 0)
         correction = add(multiply(r, gate), 1 - gate), multiply(d, gate)
-        y = normalize_by(own, x, view, correction=correction, **self.arguments())
+        arguments = {**self.arguments(), "epsilon": epsilon}
+        y = normalize_by(own, x, view, correction=correction, **arguments)
         return ops.cast(y, self.compute_dtype)
+
+    def _epsilon(self, variance: Any) -> Any:
+        """Where epsilon is 0, and x its own mean, any other: the difference is 0, not undefined."""
+        return self.epsilon or ops.cast(ops.equal(variance, 0), variance.dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mix": self.mix, "instance_share": self.instance_share}

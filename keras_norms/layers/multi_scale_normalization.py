@@ -78,8 +78,9 @@ class MultiScaleNormalization(Mixture, AffineNormalization):
         known = isinstance(windows, list | tuple) and all(map(_is_window, windows))
         if not known or not windows or len(set(windows)) < len(windows):
             raise ValueError(
-                "`windows` must be a list or tuple of distinct odd positive ints, or None for the "
-                f"whole sample, and at least one. Received: windows={windows!r}."
+                "`windows` must be a list or tuple of at least one window, none twice: an odd "
+                "positive int, which holds for every axis of space, or None for the whole sample. "
+                f"Received: windows={windows!r}."
             )
         check_groups(groups)
         super().__init__(axis, epsilon, *affine, **kwargs)

@@ -60,6 +60,10 @@ class SpectralNormalization(Reparametrization):
     The default form assigns the kernel, which TensorFlow refuses on several replicas: there,
     `reparam=True`.
 
+    What moves, moves with each training call: twice where `keras.remat` or `tf.recompute_grad`
+    repeats it, with gradients of the second; and at every time step in a wrapped cell, for which
+    rather wrap its RNN layer (on JAX that is the only way to train).
+
     Source: Miyato et al. 2018, arXiv:1802.05957, equations 8 and 9 and algorithm 1.
     """
 
@@ -99,8 +103,9 @@ class SpectralNormalization(Reparametrization):
             if isinstance(weight, keras.Variable):
                 return [Kernel(weight, name, (len(weight.shape) - 1,))]
         raise ValueError(
-            f"{type(self.layer).__name__} object has no attribute 'kernel' nor 'embeddings': "
-            f"`reparam=True` takes other weights, too. Received: layer={self.layer}."
+            f"{type(self.layer).__name__} object has no attribute 'kernel' nor 'embeddings'. "
+            "`reparam=True` also takes depthwise, separable and recurrent kernels, and layers "
+            f"inside of the layer. Received: layer={self.layer}, reparam=False."
         )
 
     def build(self, input_shape: Any = None) -> None:
@@ -131,26 +136,39 @@ class SpectralNormalization(Reparametrization):
 
     def unit(self, vector: Any) -> Any:
         """The vector at length 1, or 0."""
+        largest = ops.max(ops.abs(vector))  # whose square may be beyond the type's range
+        vector = vector / ops.where(largest > 0, largest, ops.ones_like(largest))
         length = ops.sqrt(ops.sum(ops.square(vector)))
         return vector / ops.maximum(length, self.epsilon)
 
     def iterated(self, matrix: Any, u: Any, rounds: int) -> tuple[Any, Any]:
-        """u and v after some rounds of the power method; u is shaped (1, outputs)."""
+        """u and v after some rounds of the power method; u is shaped (1, outputs).
+
+        Where the matrix leaves no direction, being 0 or not finite, u stays.
+        """
         matrix = detached(matrix)
         u = ops.cast(u, matrix.dtype)
         for _ in range(rounds):
             v = self.unit(u @ ops.transpose(matrix))
-            u = self.unit(v @ matrix)
+            turned = self.unit(v @ matrix)
+            valid = ops.logical_and(ops.any(turned != 0), ops.all(ops.isfinite(turned)))
+            u = ops.where(valid, turned, u)
         return u, v
 
-    def prepare(self, training: bool | None, result: Callable[[Values], Any]) -> None:
+    def prepare(self, training: bool | None, mask: Any, result: Callable[[Values], Any]) -> None:
         if not training or (self.reparam and not self.trainable):
             return
+        is_cell = hasattr(self.layer, "state_size") and not isinstance(self.layer, keras.layers.RNN)
+        if is_cell and keras.backend.backend() == "jax":
+            raise ValueError(
+                "The loop of JAX cannot move a cell's vectors: wrap the RNN layer, "
+                f"SpectralNormalization(RNN(cell), ...). Received: layer={self.layer}, backend=jax."
+            )
         for k, kernel in enumerate(self.kernels):
             matrix, u = kernel.matrix(), ops.convert_to_tensor(self.vectors_u[k].value)
             u, v = self.iterated(matrix, u, self.power_iterations)
-            # A kernel of zeros has no direction to turn to.
-            some = ops.any(matrix != 0)
+            # A kernel of zeros has no direction to turn to, and one of NaN none for ever.
+            some = ops.logical_and(ops.any(matrix != 0), ops.all(ops.isfinite(v)))
             settle(self.vectors_u[k], u, some)
             if self.reparam:
                 settle(self.vectors_v[k], v, some)
