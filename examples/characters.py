@@ -77,11 +77,19 @@ def spaced(codes, logits):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--units", type=int, default=48)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "output")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the data")
+    parser.add_argument("--units", type=int, default=48, help="of each direction")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "output",
+        help="the folder to write into",
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 

@@ -140,11 +140,21 @@ def draw(path, images, labels, predictions):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "output")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data", choices=("digits", "mnist"), default="digits", help="what to train on"
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the data")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "output",
+        help="the folder to write into",
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     keras_file = options.out / "digits.keras"
