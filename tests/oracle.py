@@ -13,6 +13,7 @@ constant) is taken `.real`. Where that does not say it, `name_of_layer_gradients
 config, training) -> (dx, {weight: gradient})` stands beside it and is asked instead.
 """
 
+import functools
 import hashlib
 import importlib
 import json
@@ -66,6 +67,27 @@ class Backward:
     def dx(self) -> np.ndarray:
         assert self.places is None and len(self.dx_parts) == 1
         return self.dx_parts[0]
+
+
+class Lazy(Backward):
+    """Each half is computed when it is first asked for: many tests need y, or dx, alone."""
+
+    def __init__(self, of_inputs: Callable, of_weights: Callable):
+        self.of_inputs, self.of_weights = of_inputs, of_weights
+
+    @functools.cached_property
+    def _inputs(self):
+        return self.of_inputs()
+
+    @functools.cached_property
+    def _weights(self):
+        return self.of_weights()
+
+    dx_parts = property(lambda self: self._inputs[0])
+    scale = property(lambda self: self._inputs[1])
+    places = property(lambda self: self._inputs[2])
+    gradients = property(lambda self: self._weights[0])
+    terms = property(lambda self: self._weights[1])
 
 
 def named(layer, trainable=False) -> dict[str, Any]:
@@ -189,21 +211,27 @@ def _generic(name, x, dy, weights, trainable, config, training):
             norm = max(norm, np.sqrt(sum(np.square(part).sum() for part in terms)))
         return found, largest, norm
 
-    whole = sum(part.size for part in xs) <= WHOLE
-    draw = np.random.default_rng(23)
-    dx, scale, places = [], 0.0, []
-    for k, part in enumerate(xs):
-        places.append(np.arange(part.size) if whole else draw.integers(0, part.size, SAMPLE))
-        found, largest, _ = slopes(
-            part, lambda v, k=k: outputs([*xs[:k], v, *xs[k + 1 :]], weights), places[-1]
-        )
-        dx.append(found.reshape(part.shape) if whole else found)
-        scale = max(scale, largest)
-    gradients, terms = {}, {}
-    for key in trainable:
-        array = weights[key]
-        found, _, terms[key] = slopes(
-            array, lambda v, key=key: outputs(xs, {**weights, key: v}), range(array.size)
-        )
-        gradients[key] = found.reshape(array.shape)
-    return Forward(y), Backward(dx, gradients, scale, terms, None if whole else places)
+    def of_inputs():
+        whole = sum(part.size for part in xs) <= WHOLE
+        draw = np.random.default_rng(23)
+        dx, scale, places = [], 0.0, []
+        for k, part in enumerate(xs):
+            places.append(np.arange(part.size) if whole else draw.integers(0, part.size, SAMPLE))
+            found, largest, _ = slopes(
+                part, lambda v, k=k: outputs([*xs[:k], v, *xs[k + 1 :]], weights), places[-1]
+            )
+            dx.append(found.reshape(part.shape) if whole else found)
+            scale = max(scale, largest)
+        return dx, scale, None if whole else places
+
+    def of_weights():
+        gradients, terms = {}, {}
+        for key in trainable:
+            array = weights[key]
+            found, _, terms[key] = slopes(
+                array, lambda v, key=key: outputs(xs, {**weights, key: v}), range(array.size)
+            )
+            gradients[key] = found.reshape(array.shape)
+        return gradients, terms
+
+    return Forward(y), Lazy(of_inputs, of_weights)

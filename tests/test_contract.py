@@ -418,7 +418,7 @@ def open_sizes(row, jit, kernel):
         return y, tape.gradient(y, x, y)
 
     for scale in (1, 2, 0):  # the example's sizes, sizes beyond a block of 1024, and nothing
-        shape = tuple(size if scale < 2 else 7 + 37 * i for i, size in enumerate(row.shape[:-1]))
+        shape = tuple(size if scale < 2 else 3 + 34 * i for i, size in enumerate(row.shape[:-1]))
         shape = (*((0,) * (scale == 0)), *shape[scale == 0 :], row.shape[-1])
         x = rows.data(row, 1e2 if row in LAYERS else 0, 4, shape=shape)
         weights = support.weights_of(layer)
