@@ -11,7 +11,7 @@
 #   make sanitize-threads   the same under ThreadSanitizer
 #   make bazel          build with Bazel and run the C++ tests with it
 #   make test-aarch64   the C++ tests for aarch64, under emulation
-#   make test-slow      every layer in every number format of TFLite
+#   make test-slow      every layer in TFLite's number formats and on two replicas; the examples
 #   make test-backends  install JAX and PyTorch and run every layer on them
 #   make test-peers     make tensorflow-addons' own environment and compare with it
 #   make test-torch     install torch and run the tests that compare with it
@@ -142,7 +142,7 @@ test-aarch64:
 	tests/cpp/run_aarch64.sh
 
 test-slow: $(OP)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow $(ARGS)
 
 test-backends: $(OP)
 	$(BIN)/python -m pip install --quiet -r requirements-backends.txt

@@ -55,6 +55,7 @@ def test_other_types(dtype, means, shape, axis, kernel, mode):
 @pytest.mark.parametrize(
     "shape, axis, mean", [((1, 2003, 2111, 2), -1, 1e2), ((4_200_000, 2), -1, 1e6)]
 )
+@pytest.mark.parametrize("mode", ["eager", "xla"])
 def test_four_million_elements_a_channel(shape, axis, mean, kernel, mode):
     layer = kn.BatchNormalization(axis, momentum=0.0)
     support.check(layer, shape, kernel, mode, means=(mean,), training=True)

@@ -137,10 +137,9 @@ def test_doctor_where_the_import_ends_the_process(tmp_path):
     )
 
 
-def test_list_names_every_layer():
-    done = command("list")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_list_names_every_layer(capsys):
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["layer", "fused", "paper"]
     assert len(lines) == 1 + len(CATALOG)
     for line, row in zip(lines[1:], CATALOG, strict=True):
@@ -148,10 +147,9 @@ def test_list_names_every_layer():
         assert line.endswith(row.paper)
 
 
-def test_list_prints_the_support_matrix():
-    done = command("list", "--matrix")
-    assert done.returncode == 0, done.stderr
-    head, *lines = done.stdout.splitlines()
+def test_list_prints_the_support_matrix(capsys):
+    assert cli.main(["list", "--matrix"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
     assert re.split("  +", head) == ["layer", *matrix.COLUMNS]
     assert [line.split()[0] for line in lines] == [row.name for row in CATALOG]
     for line in lines:

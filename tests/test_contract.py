@@ -787,6 +787,7 @@ def family():
     return model, x
 
 
+@pytest.mark.slow
 def test_one_model_of_all_layers(tmp_path):
     """It trains, and gives the same after a round trip through each format."""
     model, x = family()
@@ -925,6 +926,7 @@ def replicas(tmp_path_factory):
         for row in CATALOG
     ],
 )
+@pytest.mark.slow
 def test_two_replicas(row, replicas):
     """As on one, if a sample's result is its own; else each replica has its own statistics."""
     one, two = replicas[row.name]

@@ -17,7 +17,10 @@ def run(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize(("data", "images", "epochs"), [("digits", 359, 3), ("mnist", 1000, 4)])
+@pytest.mark.parametrize(
+    ("data", "images", "epochs"),
+    [("digits", 359, 3), pytest.param("mnist", 1000, 4, marks=pytest.mark.slow)],
+)
 def test_digits(data, images, epochs, tmp_path):
     result = run("digits.py", "--data", data, "--epochs", epochs, "--out", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -52,6 +55,7 @@ def test_digits_that_cannot_be_learned_fail(tmp_path, monkeypatch):
     assert caught.value.code == "Failed: fewer than 95 % of the test images are read right."
 
 
+@pytest.mark.slow
 def test_gan(tmp_path):
     """Saved and loaded, its models answer the same; the kernels' norms are 1: it checks itself."""
     result = run("gan.py", "--epochs", 12, "--out", tmp_path)
@@ -65,6 +69,7 @@ def test_gan(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_characters(tmp_path):
     """Loaded, exported and with more padding it answers the same: it checks itself."""
     result = run("characters.py", "--epochs", 10, "--out", tmp_path)

@@ -64,7 +64,13 @@ def write_and_read(model, path):
     return keras.saving.load_model(path)
 
 
-@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.weights.h5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.keras",
+        *(pytest.param(f"model{end}", marks=pytest.mark.slow) for end in (".h5", ".weights.h5")),
+    ],
+)
 def test_training_goes_on_where_it_was(name, kernel, tmp_path):
     """Predictions, the next losses and weights are bitwise those of the model that went on."""
     # Keras' legacy format drops a list of several axes, its own layer's too.
