@@ -294,12 +294,12 @@ def number(name: str, value: Any, *, least: float | None = None, most: float | N
     """The argument, if it is a real number within its bounds; TypeError or ValueError if not."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}.")
-    if value != value:
-        raise ValueError(f"`{name}` must not be NaN. Received: {name}={value}.")
     if least is not None and most is not None and not least <= value <= most:
         raise ValueError(f"`{name}` must be in [{least}, {most}]. Received: {name}={value}.")
     if least is not None and not value >= least:
         raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}.")
+    if value != value:
+        raise ValueError(f"`{name}` must not be NaN. Received: {name}={value}.")
     return value
 
 

@@ -42,15 +42,18 @@ def kernels(row) -> list[str]:
     return ["portable", "fused"] if row.fused else ["portable"]
 
 
-def on_kernels(rows=CATALOG, **others):
+def on_kernels(rows=CATALOG, *, both=True, **others):
     """Parametrizes `row` and `kernel`, and others; a value may be a `pytest.param` of its own.
 
-    A case on the compiled op counts for the support matrix' column of it.
+    A case on the compiled op counts for the support matrix' column of it. Without `both` the
+    portable path of a layer that the op serves is left to `make test-slow`.
     """
     cases = []
     for row in rows:
         for kernel in kernels(row):
             marks = [pytest.mark.supports("fused CPU")] if kernel == "fused" else []
+            if row.fused and kernel == "portable" and not both:
+                marks.append(pytest.mark.slow)
             cases.append(pytest.param(row, kernel, marks=marks, id=f"{kernel}-{row.name}"))
     marks = [pytest.mark.parametrize("row, kernel", cases, indirect=["kernel"])]
     marks += [pytest.mark.parametrize(name, values) for name, values in others.items()]

@@ -169,6 +169,7 @@ def test_render_needs_its_markers():
         render.render(f"{render.END}\n{render.BEGIN}", kept(2.0))
 
 
+@pytest.mark.slow
 def test_fused_step_needs_less_memory_than_keras():
     need_fused()
     ours, keras = memory.measure(memory.SMALL, ("ours", "Keras graph"), repeats=2)

@@ -328,6 +328,7 @@ def test_no_tensorflow():
 
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm of binutils")
+@pytest.mark.slow
 @pytest.mark.parametrize("source", build.TARGETS)
 def test_kernels_share_no_function_with_other_processors(source, tmp_path):
     """A weak function of kernels_avx512.cc may be the one that the linker keeps for everyone."""

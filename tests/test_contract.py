@@ -284,7 +284,7 @@ def test_op_runs_in_graphs_and_inside_xla(row, fused):
         assert f'custom_call_target="keras_norms_{name}"' in text
 
 
-@on_kernels()
+@on_kernels(both=False)
 def test_first_and_second_gradients_are_differences(row, kernel):
     """Against central differences, in float64."""
     layer = rows.built(row, dtype="float64")
@@ -376,7 +376,7 @@ def test_mixed_precision(row, dtype, kernel):
     half_precision(row, dtype, kernel, "eager")
 
 
-@on_kernels([row for row in THOROUGH if row in LAYERS])
+@on_kernels([row for row in THOROUGH if row in LAYERS], both=False)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_mixed_precision_inside_xla(row, dtype, kernel):
     half_precision(row, dtype, kernel, "xla")
@@ -438,19 +438,19 @@ def open_sizes(row, jit, kernel):
             support.close(result, value, atol=atol, what=f"{shape}")
 
 
-@on_kernels()
+@on_kernels(both=False)
 def test_unknown_batch_and_space(row, kernel):
     """One traced function for every batch, height and width."""
     open_sizes(row, False, kernel)
 
 
-@on_kernels(THOROUGH)
+@on_kernels(THOROUGH, both=False)
 def test_unknown_batch_and_space_inside_xla(row, kernel):
     open_sizes(row, True, kernel)
 
 
 @pytest.mark.supports("functional")
-@on_kernels()
+@on_kernels(both=False)
 @pytest.mark.parametrize("what", ["batch", "all"])
 def test_symbolic_model(row, what, kernel):
     """In a functional model with open sizes; the output's shape and type are told."""
@@ -482,14 +482,14 @@ def batch_of_none_or_one(row, size, kernel, mode):
                 np.testing.assert_array_equal(weight, got.weights[name], err_msg=name)
 
 
-@on_kernels()
+@on_kernels(both=False)
 @pytest.mark.parametrize("size", [0, 1])
 def test_batch_of_none_or_one(row, size, kernel):
     """An empty batch moves no statistics."""
     batch_of_none_or_one(row, size, kernel, "eager")
 
 
-@on_kernels(THOROUGH)
+@on_kernels(THOROUGH, both=False)
 @pytest.mark.parametrize("size", [0, 1])
 def test_batch_of_none_or_one_inside_xla(row, size, kernel):
     batch_of_none_or_one(row, size, kernel, "xla")
@@ -665,18 +665,18 @@ def fitted(row, jit):
         support.close(support.weights_of(layer)[name], old - step, atol=atol, what=name)
 
 
-@on_kernels([row for row in CATALOG if row.name not in WITHOUT_WEIGHTS])
+@on_kernels([row for row in CATALOG if row.name not in WITHOUT_WEIGHTS], both=False)
 def test_fit(row, kernel):
     """A step changes each trainable weight by the reference's gradient, times the rate."""
     fitted(row, False)
 
 
-@on_kernels([row for row in THOROUGH if row.name not in WITHOUT_WEIGHTS])
+@on_kernels([row for row in THOROUGH if row.name not in WITHOUT_WEIGHTS], both=False)
 def test_fit_inside_xla(row, kernel):
     fitted(row, True)
 
 
-@on_kernels()
+@on_kernels(both=False)
 def test_untrainable_weights_stay(row, kernel):
     layer = rows.trained(row)
     layer.trainable = False
@@ -850,7 +850,7 @@ def in_control_flow(row, inside, jit):
         support.close(result, want.numpy().astype("float64"), atol=atol)
 
 
-@on_kernels()
+@on_kernels(both=False)
 def test_inside_of_a_branch(row, kernel):
     in_control_flow(row, "cond", False)
 
@@ -864,7 +864,7 @@ FLOWS = [
 ]
 
 
-@on_kernels(FLOWS)
+@on_kernels(FLOWS, both=False)
 @pytest.mark.parametrize("inside", ["while_loop", "cond", "recompute_grad", "vectorized_map"])
 @pytest.mark.parametrize("jit", [False, True])
 def test_inside_of_control_flow(row, inside, jit, kernel):

@@ -52,8 +52,14 @@ def free_ports(count):
     return ports
 
 
+KERNELS = pytest.mark.parametrize(
+    "kernel", ["fused", pytest.param("portable", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @synchronizes
 @renormalizes
+@KERNELS
 def test_two_logical_devices(kernel):
     """`MirroredStrategy`: outputs, gradients and moving statistics, also at a mean of 1e4."""
     finish(run("mirrored", kernel))
@@ -61,6 +67,7 @@ def test_two_logical_devices(kernel):
 
 @synchronizes
 @renormalizes
+@KERNELS
 def test_two_processes(kernel):
     """`MultiWorkerMirroredStrategy` in two processes; one collective forward, one backward."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]

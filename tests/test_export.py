@@ -227,7 +227,10 @@ def by_tensorflow(model, path):
     tf.saved_model.save(model, path, signatures={"serving_default": serve})
 
 
-@pytest.mark.parametrize("write", [by_keras, by_tensorflow, kn.export])
+@pytest.mark.parametrize(
+    "write",
+    [kn.export, *(pytest.param(one, marks=pytest.mark.slow) for one in (by_keras, by_tensorflow))],
+)
 def test_a_saved_model_serves_without_us(write, fused, trained, images, tmp_path):
     model, want = trained
     kn.set_kernel("auto")

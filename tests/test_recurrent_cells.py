@@ -424,6 +424,7 @@ def test_fit(kind, jit_compile, rng):
 def test_files(kind, name, norm, rng, tmp_path):
     """Of a bidirectional, masked net; the contract tests save what is trained."""
     model = model_of(kind, norm=norm, dropout=0.1)
+    model.optimizer.build(model.trainable_variables)
     x, _ = words(rng)
     want = model.predict(x, verbose=0)
     path = tmp_path / name

@@ -332,7 +332,9 @@ def test_evaluate_and_predict_under_jit(curves):
     np.testing.assert_allclose(loss, np.square(want - y).mean(), rtol=64 * support.EPS32)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision_trains_under_jit(policy, curves):
     before = keras.mixed_precision.dtype_policy()
     keras.mixed_precision.set_dtype_policy(policy)
