@@ -11,6 +11,7 @@
 #   make sanitize-threads   the same under ThreadSanitizer
 #   make bazel          build with Bazel and run the C++ tests with it
 #   make test-aarch64   the C++ tests for aarch64, under emulation
+#   make test-cuda      the CUDA kernels, run by the CPU
 #   make test-slow      every layer in TFLite's number formats and on two replicas; the examples
 #   make test-backends  install JAX and PyTorch and run every layer on them
 #   make test-peers     make tensorflow-addons' own environment and compare with it
@@ -31,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
 .PHONY: demo test pytest matrix bench lint format op test-cpp sanitize sanitize-threads bazel \
-        test-aarch64 test-slow test-backends test-peers test-torch \
+        test-aarch64 test-cuda test-slow test-backends test-peers test-torch \
         test-packaging dist clean distclean
 
 demo: $(OP)
@@ -78,7 +79,7 @@ $(OP): $(SOURCES) keras_norms/build.py keras_norms/library.py $(VENV)/.package
 
 # Lint ------------------------------------------------------------------------------------------
 
-CPP_FILES = $(wildcard custom_ops/*/*.cc custom_ops/*/*.h tests/cpp/*.cc tests/cpp/*.h)
+CPP_FILES = $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h tests/c*/*.cc tests/c*/*.h)
 
 lint: $(VENV)/.requirements
 	$(BIN)/ruff check .
@@ -137,6 +138,9 @@ sanitize-threads: run-threads
 
 bazel: $(VENV)/.requirements
 	KERAS_NORMS_PYTHON=$(abspath $(BIN))/python bazel/run
+
+test-cuda:
+	CXX="$(CXX)" tests/cuda/run
 
 test-aarch64:
 	tests/cpp/run_aarch64.sh

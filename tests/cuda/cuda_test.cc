@@ -1,0 +1,752 @@
+// The CUDA kernels, run on the CPU by shim.h, against plain loops over the 5-D view in long double.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "custom_ops/cuda/plan.h"
+#include "tests/cpp/arrays.h"
+#include "tests/cpp/cases.h"
+#include "tests/cuda/kernels.h"
+#include "tests/cuda/shim.h"
+
+namespace keras_norms {
+
+// check.h prints this beside each test.
+const char* SimdTarget() { return "cuda"; }
+
+namespace {
+
+using Real = long double;
+
+std::map<std::string, int>& Launches() {
+  static std::map<std::string, int> launches;
+  return launches;
+}
+
+class ShimLauncher : public gpu::Launcher {
+ public:
+  explicit ShimLauncher(uint64_t seed) : seed_(seed) {}
+  bool Launch(const char* name, gpu::Dim3 grid, gpu::Dim3 block, unsigned shared_bytes,
+              void** arguments) override {
+    const auto kernel = gpu::Kernels().find(name);
+    if (kernel == gpu::Kernels().end()) {
+      check::Fail(std::string("there is no kernel ") + name);
+      return false;
+    }
+    ++Launches()[name];
+    check::Expect(grid.x > 0 && grid.y > 0 && grid.z == 1 && block.x > 0, "a grid and a block");
+    check::Expect(block.x <= kernel->second.most_threads, "threads within __launch_bounds__");
+    check::Expect(shared_bytes <= 48 << 10, "as much shared memory as every device has");
+    shim::Run([&] { kernel->second.run(arguments); }, {grid.x, grid.y, grid.z},
+              {block.x, block.y, block.z}, shared_bytes, seed_++);
+    return true;
+  }
+
+ private:
+  uint64_t seed_;
+};
+
+double Activate(Activation activation, double z) {
+  switch (activation) {
+    case Activation::kRelu:
+      return z < 0 ? 0 : z;
+    case Activation::kSilu:
+      return z / (1 + std::exp(-z));
+    case Activation::kGelu:
+      return z * std::erfc(-z / std::sqrt(2.0)) / 2;
+    default:
+      return z;
+  }
+}
+double Derivative(Activation activation, double z) {
+  const double sigmoid = 1 / (1 + std::exp(-z));
+  switch (activation) {
+    case Activation::kRelu:
+      return z > 0;
+    case Activation::kSilu:
+      return sigmoid + z * sigmoid / (1 + std::exp(z));
+    case Activation::kGelu:
+      return std::erfc(-z / std::sqrt(2.0)) / 2 + z * std::exp(-z * z / 2) / std::sqrt(2 * M_PI);
+    default:
+      return 1;
+  }
+}
+
+// Memory of the device: poisoned with NaN, between guards, and aligned to 16 bytes or misaligned by
+// an element.
+template <class T>
+class Array {
+ public:
+  Array(int64_t size, bool aligned) : out_(size + 64, true), size_(size), shift_(aligned ? 0 : 1) {
+    std::memset(out_.data(), 0x5a, kFront * sizeof(T));
+    std::memset(data() + size, 0x5a, (out_.size() - kFront - shift_ - size) * sizeof(T));
+    if (!aligned) std::memset(out_.data() + kFront, 0x5a, sizeof(T));
+  }
+  Array(const Array&) = delete;
+  ~Array() {
+    const char* const begin = reinterpret_cast<const char*>(out_.data());
+    const char* const own = reinterpret_cast<const char*>(data());
+    for (const char* p = begin; p < begin + out_.size() * sizeof(T); ++p) {
+      if (p >= own && p < own + size_ * static_cast<int64_t>(sizeof(T))) continue;
+      if (*p == 0x5a) continue;
+      check::Fail("something wrote outside of its array");
+      break;
+    }
+  }
+  int64_t size() const { return size_; }
+  T* data() { return out_.data() + kFront + shift_; }
+  const T* data() const { return out_.data() + kFront + shift_; }
+  T& operator[](int64_t i) { return data()[i]; }
+  const T& operator[](int64_t i) const { return data()[i]; }
+  bool SameBits(const Array& other) const {
+    return std::memcmp(data(), other.data(), size_ * sizeof(T)) == 0;
+  }
+
+ private:
+  static constexpr int64_t kFront = 32;
+  Output<T> out_;
+  int64_t size_, shift_;
+};
+
+template <class T>
+std::unique_ptr<Array<T>> Copied(const Input<T>& from, bool aligned) {
+  auto to = std::make_unique<Array<T>>(from.size(), aligned);
+  std::copy_n(from.data(), from.size(), to->data());
+  return to;
+}
+
+// Outputs of all functions for one case.
+template <class T>
+struct Results {
+  Array<T> y, dx, moments_dx, affine_y, affine_dx;
+  Array<float> mean, variance, moments_mean, residual, moments_variance;
+  Array<float> dgamma, dbeta, dscale, dshift;
+
+  Results(const Inputs<T>& in, const Options& o, bool aligned, uint64_t seed)
+      : y(in.x.size(), aligned),
+        dx(in.x.size(), aligned),
+        moments_dx(in.x.size(), aligned),
+        affine_y(in.x.size(), aligned),
+        affine_dx(in.x.size(), aligned),
+        mean(in.k.units(), aligned),
+        variance(in.k.units(), aligned),
+        moments_mean(in.k.units(), aligned),
+        residual(in.k.units(), aligned),
+        moments_variance(in.k.units(), aligned),
+        dgamma(in.k.channels(), aligned),
+        dbeta(in.k.channels(), aligned),
+        dscale(in.center.size(), aligned),
+        dshift(in.center.size(), aligned) {
+    const Geometry& k = in.k;
+    const auto x = Copied(in.x, aligned), dy = Copied(in.dy, aligned);
+    const auto gamma = Copied(in.gamma, aligned), beta = Copied(in.beta, aligned);
+    const auto given = [](bool yes, const auto& p) { return yes ? p->data() : nullptr; };
+    const float *g = given(o.gamma, gamma), *b = given(o.beta, beta);
+    const float *center = o.center ? in.center.data() : nullptr,
+                *shift = o.shift ? in.shift.data() : nullptr;
+    // Without an activation the gradients must not need these.
+    const bool activated = o.activation != Activation::kNone;
+    const float *grad_b = activated ? b : nullptr, *grad_shift = activated ? shift : nullptr;
+    const T *dy_at = dy->data(), *affine_dy = dy_at;
+    if (o.in_place) {
+      std::copy_n(in.dy.data(), in.dy.size(), dx.data());
+      std::copy_n(in.dy.data(), in.dy.size(), affine_dx.data());
+      dy_at = dx.data();
+      affine_dy = affine_dx.data();
+    }
+    ShimLauncher launcher(seed);
+    // Each function gets a workspace of its own, so that none finds what another left.
+    const auto workspace = [&k] {
+      return std::make_unique<Output<char>>(gpu::WorkspaceBytes<T>(k), true);
+    };
+    const bool launched[] = {
+        gpu::Normalize<T>(&launcher, k, x->data(), g, b, o.epsilon, o.subtract_mean, o.activation,
+                          y.data(), mean.data(), variance.data(), workspace()->data()),
+        gpu::NormalizeGrad<T>(&launcher, k, dy_at, x->data(), g, grad_b, mean.data(),
+                              variance.data(), o.epsilon, o.subtract_mean, o.activation, dx.data(),
+                              o.dgamma ? dgamma.data() : nullptr, o.dbeta ? dbeta.data() : nullptr,
+                              workspace()->data()),
+        gpu::Moments<T>(&launcher, k, x->data(), o.subtract_mean, moments_mean.data(),
+                        residual.data(), moments_variance.data(), workspace()->data()),
+        gpu::MomentsGrad<T>(&launcher, k, x->data(), moments_mean.data(), residual.data(),
+                            in.dmean.data(), in.dvariance.data(), moments_dx.data(),
+                            workspace()->data()),
+        gpu::ScaleShift<T>(&launcher, k, x->data(), center, in.scale.data(), shift, o.activation,
+                           affine_y.data()),
+        gpu::ScaleShiftGrad<T>(&launcher, k, affine_dy, x->data(), center, in.scale.data(),
+                               grad_shift, o.activation, affine_dx.data(), dscale.data(),
+                               dshift.data(), workspace()->data())};
+    for (bool ok : launched) check::Expect(ok, "all launches succeed");
+    check::Expect(std::memcmp(x->data(), in.x.data(), k.size() * sizeof(T)) == 0, "x is only read");
+  }
+
+  bool SameBits(const Results& o) const {
+    return y.SameBits(o.y) && dx.SameBits(o.dx) && moments_dx.SameBits(o.moments_dx) &&
+           affine_y.SameBits(o.affine_y) && affine_dx.SameBits(o.affine_dx) &&
+           mean.SameBits(o.mean) && variance.SameBits(o.variance) &&
+           moments_mean.SameBits(o.moments_mean) && residual.SameBits(o.residual) &&
+           moments_variance.SameBits(o.moments_variance) && dgamma.SameBits(o.dgamma) &&
+           dbeta.SameBits(o.dbeta) && dscale.SameBits(o.dscale) && dshift.SameBits(o.dshift);
+  }
+};
+
+// What the formulas of custom_ops/core/normalize.h give, and the sizes that bounds are relative to.
+struct Reference {
+  std::vector<double> y, dx, moments_dx, affine_y, affine_dx, z, affine_z, mean, variance;
+  std::vector<double> dgamma, dbeta, dscale, dshift;
+  // The square root of the sum of the squares of what is summed: the typical size of such a sum.
+  double dgamma_size = 0, dbeta_size = 0, dscale_size = 0, dshift_size = 0;
+  double affine_terms = 0;  // the largest |x - center| * |scale| + |shift|
+  double largest_rstd = 0, largest_g = 0, largest_scaled_dy = 0;
+
+  template <class T>
+  Reference(const Inputs<T>& in, const Options& o);
+};
+
+double Largest(const std::vector<double>& values) {
+  double largest = 0;
+  for (double value : values) largest = std::max(largest, std::fabs(value));
+  return largest;
+}
+
+// Sums of products and of their squares.
+struct Total {
+  std::vector<Real> sum, square;
+  explicit Total(int64_t size) : sum(size), square(size) {}
+  void Add(int64_t i, Real v) {
+    sum[i] += v;
+    square[i] += v * v;
+  }
+  void Give(std::vector<double>* to, double* size) const {
+    to->assign(sum.begin(), sum.end());
+    for (Real v : square) *size = std::max(*size, static_cast<double>(std::sqrt(v)));
+  }
+};
+
+template <class T>
+Reference::Reference(const Inputs<T>& in, const Options& o) {
+  const Geometry& k = in.k;
+  const int64_t channels = k.channels();
+  for (auto* p : {&y, &dx, &moments_dx, &affine_y, &affine_dx, &z, &affine_z}) p->resize(k.size());
+  mean.resize(k.units());
+  variance.resize(k.units());
+  Total gamma_total(channels), beta_total(channels), scale_total(k.n * channels),
+      shift_total(k.n * channels);
+  const bool activated = o.activation != Activation::kNone;
+  for (int64_t unit = 0; unit < k.units(); ++unit) {
+    const int64_t n = unit / k.g, g = unit % k.g;
+    const Real count = k.count();
+    const auto each = [&](const auto& fn) {
+      for (int64_t s = 0; s < k.s; ++s) {
+        for (int64_t d = 0; d < k.d; ++d) {
+          for (int64_t t = 0; t < k.t; ++t) {
+            const int64_t i = (((n * k.s + s) * k.g + g) * k.d + d) * k.t + t;
+            fn(i, g * k.d + d, static_cast<Real>(Value(in.x[i])));
+          }
+        }
+      }
+    };
+    const auto weight = [&](int64_t c) { return o.gamma ? Real(in.gamma[c]) : Real(1); };
+    const auto dz = [&](int64_t i, double at) {
+      const Real dy = Value(in.dy[i]);
+      return activated ? dy * Derivative(o.activation, at) : dy;
+    };
+    Real m = 0, v = 0, mean_g = 0, mean_g_xhat = 0;
+    each([&](int64_t, int64_t, Real x) { m += x / count; });
+    if (!o.subtract_mean) m = 0;
+    each([&](int64_t, int64_t, Real x) { v += (x - m) * (x - m) / count; });
+    mean[unit] = m;
+    variance[unit] = v;
+    const Real rstd = 1 / std::sqrt(v + static_cast<Real>(o.epsilon));
+    largest_rstd = std::max(largest_rstd, static_cast<double>(rstd));
+    each([&](int64_t i, int64_t c, Real x) {
+      const Real xhat = (x - m) * rstd;
+      z[i] = xhat * weight(c) + (o.beta ? in.beta[c] : 0);
+      y[i] = Activate(o.activation, z[i]);
+      const Real d = dz(i, z[i]), w = weight(c) * d;
+      if (o.subtract_mean) mean_g += w / count;
+      mean_g_xhat += w * xhat / count;
+      gamma_total.Add(c, d * xhat);
+      beta_total.Add(c, d);
+      largest_g = std::max(largest_g, static_cast<double>(std::fabs(w)));
+    });
+    each([&](int64_t i, int64_t c, Real x) {
+      const Real xhat = (x - m) * rstd;
+      dx[i] = rstd * (weight(c) * dz(i, z[i]) - mean_g - xhat * mean_g_xhat);
+      moments_dx[i] = in.dmean[unit] / count + in.dvariance[unit] * 2 * (x - m) / count;
+      const int64_t nc = n * channels + c;
+      const Real xc = x - (o.center ? Real(in.center[nc]) : 0), scale = in.scale[nc],
+                 shift = o.shift ? in.shift[nc] : 0;
+      affine_z[i] = xc * scale + shift;
+      affine_y[i] = Activate(o.activation, affine_z[i]);
+      const Real d = dz(i, affine_z[i]);
+      affine_dx[i] = d * scale;
+      affine_terms =
+          std::max(affine_terms, static_cast<double>(std::fabs(xc * scale) + std::fabs(shift)));
+      largest_scaled_dy =
+          std::max(largest_scaled_dy, std::fabs(Value(in.dy[i]) * static_cast<double>(scale)));
+      scale_total.Add(nc, d * xc);
+      shift_total.Add(nc, d);
+    });
+  }
+  gamma_total.Give(&dgamma, &dgamma_size);
+  beta_total.Give(&dbeta, &dbeta_size);
+  scale_total.Give(&dscale, &dscale_size);
+  shift_total.Give(&dshift, &dshift_size);
+}
+
+// Expects |got - want| <= tolerance and half an ulp, which the last rounding costs.
+template <class T>
+void ExpectNear(const std::string& what, const Array<T>& got, const std::vector<double>& want,
+                double tolerance) {
+  const auto close = [&](int64_t i) {
+    const double bound = tolerance + Ulp<T>(std::fabs(want[i]) + tolerance) / 2;
+    return std::fabs(Value(got[i]) - want[i]) <= bound;
+  };
+  check::ExpectEach(
+      what, got.size(), close, [&](int64_t i) { return want[i]; },
+      [&](int64_t i) { return Value(got[i]); });
+}
+
+constexpr double kUnit = 0x1p-24;     // of one rounding
+constexpr double kForward = 4e-6;     // times the largest |gamma|
+constexpr double kBackward = 2e-5;    // of the largest element
+constexpr double kActivation = 4e-7;  // of a value, of a derivative
+constexpr double kMean = 1e-6;        // of mean + residual, in standard deviations
+
+template <class T>
+void ExpectMatches(const Inputs<T>& in, const Options& o, const Results<T>& got, double x_mean) {
+  const Reference want(in, o);
+  const Geometry& k = in.k;
+  double gamma = o.gamma ? 0 : 1;
+  for (int64_t c = 0; o.gamma && c < k.channels(); ++c) {
+    gamma = std::max(gamma, std::fabs(1.0 * in.gamma[c]));
+  }
+  const bool activated = o.activation != Activation::kNone;
+  // Activations: their own error, and their steepest slope times that of z.
+  const double own = activated ? kActivation : 0, slope = activated ? 1.13 : 1;
+
+  ExpectNear("y", got.y, want.y, slope * kForward * gamma + own * Largest(want.z));
+  ExpectNear("mean", got.mean, want.mean, kUnit * std::fabs(x_mean) * 1.01 + kMean);
+  const double square = o.subtract_mean ? 1e-3 : 1e-3 * (std::fabs(x_mean) + 1);
+  for (int64_t i = 0; i < k.units(); ++i) {
+    const double v = want.variance[i];
+    check::ExpectEach(
+        "variance of unit " + std::to_string(i), 1,
+        [&](int64_t) { return std::fabs(got.variance[i] - v) <= 4e-6 * (v + square); },
+        [&](int64_t) { return v; }, [&](int64_t) { return got.variance[i]; });
+  }
+  std::vector<double> exact_mean(want.mean);
+  for (int64_t i = 0; i < k.units(); ++i) exact_mean[i] -= got.residual[i];
+  ExpectNear("mean + residual", got.moments_mean, exact_mean, kMean);
+  check::Expect(got.mean.SameBits(got.moments_mean), "Moments and Normalize agree on mean");
+  check::Expect(got.variance.SameBits(got.moments_variance),
+                "Moments and Normalize agree on variance");
+
+  // Few elements cancel in dx: then the bound is relative to what cancels.
+  const double dx_size = k.count() >= 16
+                             ? Largest(want.dx)
+                             : std::max(Largest(want.dx), want.largest_rstd * want.largest_g / 4);
+  ExpectNear("dx", got.dx, want.dx, kBackward * dx_size);
+  if (o.dgamma) {
+    ExpectNear("dgamma", got.dgamma, want.dgamma,
+               kBackward * std::max(Largest(want.dgamma), want.dgamma_size));
+  }
+  if (o.dbeta) {
+    ExpectNear("dbeta", got.dbeta, want.dbeta,
+               kBackward * std::max(Largest(want.dbeta), want.dbeta_size));
+  }
+  ExpectNear("moments dx", got.moments_dx, want.moments_dx,
+             (16 * kUnit + 2 * kMean) * Largest(want.moments_dx));
+
+  // Two roundings of the product's factors and itself, one of the sum.
+  const double affine = 4 * kUnit * want.affine_terms;
+  ExpectNear("ScaleShift y", got.affine_y, want.affine_y,
+             slope * affine + own * Largest(want.affine_z));
+  ExpectNear("ScaleShift dx", got.affine_dx, want.affine_dx,
+             2 * kUnit * Largest(want.affine_dx) +
+                 (activated ? own + affine : 0) * want.largest_scaled_dy);
+  const double sums = kBackward + (activated ? affine : 0);
+  ExpectNear("dscale", got.dscale, want.dscale,
+             sums * std::max(Largest(want.dscale), want.dscale_size));
+  ExpectNear("dshift", got.dshift, want.dshift,
+             sums * std::max(Largest(want.dshift), want.dshift_size));
+}
+
+// At the kink of relu the last rounding of z decides on the whole of dy: let none be there.
+template <class T>
+void AvoidKinks(const Options& o, Inputs<T>* in) {
+  if (o.activation != Activation::kRelu) return;
+  const Reference at(*in, o);
+  for (int64_t i = 0; i < in->k.size(); ++i) {
+    if (std::min(std::fabs(at.z[i]), std::fabs(at.affine_z[i])) < 1e-3) in->dy[i] = T{};
+  }
+}
+
+// Twice, in different orders of the threads.
+template <class T>
+void Run(const Geometry& k, const Options& o, double mean, uint64_t seed, bool aligned) {
+  check::Context() = std::string(Format<T>::kName) + " " + Name(k) + ", mean " +
+                     std::to_string(mean) + Name(o) + (aligned ? ", aligned" : "");
+  Inputs<T> in(k, mean, seed);
+  AvoidKinks(o, &in);
+  const Results<T> got(in, o, aligned, 2 * seed), again(in, o, aligned, 2 * seed + 1);
+  ExpectMatches(in, o, got, mean);
+  check::Expect(got.SameBits(again), "the order of threads does not show");
+}
+
+// The options of the i-th case, so that neighbouring cases differ in all of them.
+Options Vary(uint64_t i) {
+  const uint64_t bits = Random(i).Bits();
+  Options o;
+  o.gamma = bits & 3;
+  o.beta = bits >> 2 & 3;
+  o.dgamma = bits >> 4 & 3;
+  o.dbeta = bits >> 6 & 3;
+  o.center = bits >> 8 & 3;
+  o.shift = bits >> 10 & 3;
+  o.in_place = bits >> 12 & 1;
+  o.epsilon = bits >> 13 & 1 ? 1e-3 : 1e-5;
+  o.subtract_mean = bits >> 14 & 3;
+  o.activation = static_cast<Activation>(bits >> 16 & 3);
+  return o;
+}
+
+// Sizes that vectors fit and sizes that they do not, in all walks; the largest are cut.
+std::vector<Geometry> Geometries() {
+  return {
+      // rows
+      {1, 1, 1, 2, 1},
+      {7, 1, 1, 3, 1},
+      {67, 1, 1, 22, 1},
+      {13, 1, 2, 64, 1},
+      {5, 1, 3, 67, 1},
+      {300, 1, 1, 24, 1},
+      {3, 1, 1, 1031, 1},
+      {11, 1, 1, 1024, 1},
+      {2, 1, 2, 4104, 1},
+      // lanes
+      {1, 1, 1, 1, 1},
+      {5, 1, 33, 1, 1},
+      {1, 7, 1, 1, 1},
+      {2, 101, 1, 1, 1},
+      {2, 67, 1, 2, 1},
+      {3, 37, 2, 4, 1},
+      {2, 131, 3, 1, 1},
+      {3, 77, 11, 2, 1},
+      {2, 65, 8, 8, 1},
+      {1, 259, 1, 40, 1},
+      {2, 29, 13, 5, 1},
+      {1, 3, 2, 521, 1},
+      // runs
+      {1, 1, 1, 1, 2},
+      {2, 1, 3, 1, 7},
+      {3, 1, 2, 5, 13},
+      {2, 5, 3, 2, 8},
+      {19, 1, 4, 8, 31},
+      {2, 3, 2, 2, 67},
+      {3, 7, 1, 3, 72},
+      {2, 1, 1, 22, 49},
+      {2, 1, 2, 1, 4099},
+  };
+}
+
+// In pieces, and in several parts of each.
+std::vector<Geometry> LargeGeometries() {
+  return {
+      {2, 1, 1, 16411, 1},  // rows beyond registers
+      {3, 1, 2, 8200, 1},   // backward only
+      {1, 20011, 1, 1, 1},  // lanes
+      {1, 1031, 4, 8, 1},   //
+      {2, 2053, 1, 5, 1},   //
+      {1, 1, 1, 1, 20011},  // runs
+      {1, 33, 2, 2, 1032},  //
+      {1, 3, 1, 1, 17011},  //
+  };
+}
+
+// All geometries with all means, aligned and not by turns.
+template <class T>
+void RunAll(const std::vector<Geometry>& geometries, const std::vector<double>& means) {
+  uint64_t seed = 0;
+  for (const Geometry& k : geometries) {
+    for (double mean : means) {
+      Run<T>(k, Vary(seed), mean, seed, seed % 3 > 0);
+      ++seed;
+    }
+  }
+}
+
+TEST(Float32) { RunAll<float>(Geometries(), {0, 1e4, 1e6, 3, 0}); }
+TEST(Float32Large) { RunAll<float>(LargeGeometries(), {1e6, 0}); }
+TEST(Bfloat16) { RunAll<bfloat16>(Geometries(), {0, 1e2}); }
+TEST(Bfloat16Large) { RunAll<bfloat16>(LargeGeometries(), {3}); }
+TEST(Float16) { RunAll<float16>(Geometries(), {1e2, 0}); }
+TEST(Float16Large) { RunAll<float16>(LargeGeometries(), {0}); }
+
+// Of rows, lanes and runs, aligned so that vectors are used.
+TEST(EveryActivation) {
+  uint64_t seed = 100;
+  for (const Geometry& k : {Geometry{11, 1, 1, 72, 1}, {2, 37, 2, 4, 1}, {2, 3, 2, 2, 72}}) {
+    for (Activation activation : {Activation::kRelu, Activation::kSilu, Activation::kGelu}) {
+      for (double mean : {0.0, 1e6}) {
+        Options o;
+        o.activation = activation;
+        Run<float>(k, o, mean, ++seed, true);
+        Run<bfloat16>(k, o, std::min(mean, 1e2), ++seed, true);
+      }
+    }
+  }
+}
+
+TEST(EveryNullPointer) {
+  for (const Geometry& k : {Geometry{5, 1, 3, 12, 1}, {3, 17, 2, 11, 1}, {2, 3, 2, 5, 8}}) {
+    for (int bits = 0; bits < 64; bits += 3) {
+      Options o;
+      o.gamma = bits & 1;
+      o.beta = bits & 2;
+      o.dgamma = bits & 4;
+      o.dbeta = bits & 8;
+      o.center = o.subtract_mean = bits & 16;
+      o.shift = o.in_place = bits & 32;
+      Run<float>(k, o, 10, bits, bits % 2);
+    }
+  }
+}
+
+// The activations alone: ScaleShift of nothing, and its gradient of dy = 1.
+template <class T>
+void RunActivationValues(const std::vector<double>& values) {
+  const Geometry k = {1, static_cast<int64_t>(values.size()), 1, 1, 1};
+  Inputs<T> in(k, 0);
+  in.scale[0] = 1;
+  for (int64_t i = 0; i < k.size(); ++i) {
+    in.x[i] = Nearest<T>(values[i]);
+    in.dy[i] = Nearest<T>(1);
+  }
+  Options o;
+  o.center = o.shift = false;
+  for (Activation activation : {Activation::kRelu, Activation::kSilu, Activation::kGelu}) {
+    o.activation = activation;
+    check::Context() = std::string(Format<T>::kName) + " values" + Name(o);
+    Array<T> y(k.size(), false), dx(k.size(), false);
+    Array<float> dscale(1, true), dshift(1, true);
+    Output<char> workspace(gpu::WorkspaceBytes<T>(k), true);
+    ShimLauncher launcher(0);
+    gpu::ScaleShift<T>(&launcher, k, in.x.data(), nullptr, in.scale.data(), nullptr, activation,
+                       y.data());
+    gpu::ScaleShiftGrad<T>(&launcher, k, in.dy.data(), in.x.data(), nullptr, in.scale.data(),
+                           nullptr, activation, dx.data(), dscale.data(), dshift.data(),
+                           workspace.data());
+    const auto value = [&](int64_t i) {
+      const double z = Value(in.x[i]);
+      return std::isinf(z) ? std::max(z, 0.0) : Activate(activation, z);
+    };
+    const auto derivative = [&](int64_t i) {
+      const double z = Value(in.x[i]);
+      return std::fabs(z) > 800 ? static_cast<double>(z > 0) : Derivative(activation, z);
+    };
+    const auto close = [&](double want, double got) {
+      if (std::isnan(want) || std::isinf(want)) return std::isnan(want) ? got != got : got == want;
+      const double size = std::max(1.0, std::fabs(want)) * kActivation;
+      return std::fabs(got - want) <= size + Ulp<T>(std::fabs(want) + size) / 2;
+    };
+    check::ExpectEach(
+        "y", k.size(), [&](int64_t i) { return close(value(i), Value(y[i])); }, value,
+        [&](int64_t i) { return Value(y[i]); });
+    check::ExpectEach(
+        "dx", k.size(),
+        [&](int64_t i) { return std::isnan(Value(in.x[i])) || close(derivative(i), Value(dx[i])); },
+        derivative, [&](int64_t i) { return Value(dx[i]); });
+  }
+}
+
+TEST(ActivationValues) {
+  std::vector<double> values = {0.0, -0.0, NAN, INFINITY, -INFINITY, 6e4, -6e4};
+  for (int i = -1000; i <= 1000; ++i) values.push_back(i * 2.2e-2);
+  RunActivationValues<bfloat16>(values);
+  RunActivationValues<float16>(values);
+  for (double large : {88.0, 104.0, 150.0, 1e4, 1e20, 3e38}) {
+    for (double sign : {-1, 1}) values.push_back(sign * large);
+  }
+  RunActivationValues<float>(values);
+}
+
+// Each of the 65536 numbers of a 16-bit format, and what lies halfway between two of them.
+template <class T>
+void RunConversions() {
+  check::Context() = std::string("conversions of ") + Format<T>::kName;
+  const Geometry k = {1, 1, 65536, 1, 1};
+  Input<T> x(k.size());
+  Input<float> half(k.size());
+  for (int64_t i = 0; i < k.size(); ++i) x[i] = {static_cast<uint16_t>(i)};
+  for (int64_t i = 0; i < k.size(); ++i) {
+    // The next number, but beyond the largest finite one, and of NaN, nothing.
+    const double next = Value(T{static_cast<uint16_t>(i + 1)});
+    const bool between = std::isfinite(Value(x[i])) && std::isfinite(next) && (i & 0x7fff) < 0x7fff;
+    half[i] = between ? static_cast<float>((next - Value(x[i])) / 2) : 0;
+  }
+  Input<float> one(k.size());
+  for (int64_t i = 0; i < k.size(); ++i) one[i] = 1;
+  for (bool aligned : {false, true}) {
+    const auto from = Copied(x, aligned);
+    Array<T> y(k.size(), aligned);
+    ShimLauncher launcher(0);
+    gpu::ScaleShift<T>(&launcher, k, from->data(), nullptr, one.data(), half.data(),
+                       Activation::kNone, y.data());
+    const auto want = [&](int64_t i) {
+      return Value(Nearest<T>(static_cast<double>(static_cast<float>(Value(x[i]) + half[i]))));
+    };
+    check::ExpectEach(
+        "y", k.size(),
+        [&](int64_t i) {
+          return std::isnan(want(i)) ? std::isnan(Value(y[i])) : Value(y[i]) == want(i);
+        },
+        want, [&](int64_t i) { return Value(y[i]); });
+  }
+}
+TEST(Conversions) {
+  RunConversions<bfloat16>();
+  RunConversions<float16>();
+}
+
+TEST(ConstantInput) {
+  for (const Geometry& k : Geometries()) {
+    for (double value : {1e6 + 0.1, -0.1}) {
+      check::Context() = "constant " + std::to_string(value) + " " + Name(k);
+      Inputs<float> in(k, 0);
+      for (int64_t i = 0; i < k.size(); ++i) in.x[i] = static_cast<float>(value);
+      const Results<float> got(in, Options(), value > 0, 0);
+      check::ExpectEach(
+          "y", k.size(), [&](int64_t i) { return got.y[i] == in.beta[i / k.t % k.channels()]; },
+          [&](int64_t i) { return in.beta[i / k.t % k.channels()]; },
+          [&](int64_t i) { return got.y[i]; });
+      for (int64_t i = 0; i < k.units(); ++i) {
+        check::Expect(got.mean[i] == in.x[0] && got.residual[i] == 0 && got.variance[i] == 0,
+                      "the mean is the constant, the variance 0");
+      }
+      for (int64_t i = 0; k.count() == 1 && i < k.size(); ++i) {
+        check::Expect(got.dx[i] == 0, "dx is 0 of one element per mean");
+      }
+    }
+  }
+}
+
+// Of data with few values roundings do not cancel: the same square is rounded the same way each
+// time.
+TEST(FewValues) {
+  for (const Geometry& k : LargeGeometries()) {
+    for (int values : {2, 256}) {
+      check::Context() = "float32 of " + std::to_string(values) + " values " + Name(k);
+      Inputs<float> in(k, 0, values);
+      Random random(5);
+      for (int64_t i = 0; i < k.size(); ++i) {
+        in.x[i] = random.Bits() % values * (values > 100 ? 0x1p-6f : 1);
+      }
+      Options o;
+      o.center = false;
+      ExpectMatches(in, o, Results<float>(in, o, true, 0), 2);
+    }
+  }
+}
+
+// The first element, from which distances are measured, far from all others.
+TEST(Outlier) {
+  for (const Geometry& k : {Geometry{2, 1, 1, 1024, 1}, {1, 259, 1, 4, 1}, {2, 3, 1, 3, 72}}) {
+    check::Context() = "an outlier " + Name(k);
+    Inputs<float> in(k, 0);
+    in.x[0] = 1e6;
+    const Results<float> got(in, Options(), true, 0);
+    const Reference want(in, Options());
+    ExpectNear("y", got.y, want.y, kForward * 5);  // |gamma| < 5
+    ExpectNear("mean", got.mean, want.mean, kMean * std::sqrt(want.variance[0]));
+  }
+}
+
+template <class T>
+void RunEmpty(const Geometry& k) {
+  check::Context() = std::string(Format<T>::kName) + " empty " + Name(k);
+  const Inputs<T> in(k, 0);
+  const Results<T> got(in, Options(), true, 0);
+  for (int64_t i = 0; i < k.units(); ++i) {
+    check::Expect(got.mean[i] == 0 && got.variance[i] == 0 && got.moments_mean[i] == 0 &&
+                      got.residual[i] == 0 && got.moments_variance[i] == 0,
+                  "moments 0");
+  }
+  for (int64_t c = 0; c < k.channels(); ++c) {
+    check::Expect(got.dgamma[c] == 0 && got.dbeta[c] == 0, "dgamma 0 and dbeta 0");
+  }
+  for (int64_t i = 0; i < k.n * k.channels(); ++i) {
+    check::Expect(got.dscale[i] == 0 && got.dshift[i] == 0, "dscale 0 and dshift 0");
+  }
+}
+
+TEST(Empty) {
+  for (const Geometry& k : {Geometry{0, 1, 1, 33, 1},
+                            {0, 7, 3, 2, 1},
+                            {0, 3, 2, 5, 7},
+                            {3, 0, 1, 33, 1},
+                            {2, 0, 3, 1, 1},
+                            {3, 0, 2, 5, 7},
+                            {3, 2, 2, 5, 0},
+                            {2, 3, 0, 1, 1},
+                            {2, 3, 2, 0, 1},
+                            {2, 1, 1, 0, 1}}) {
+    RunEmpty<float>(k);
+    RunEmpty<bfloat16>(k);
+  }
+}
+
+// A NaN or infinity in one element touches what shares its statistics, and nothing else.
+TEST(NotFinite) {
+  for (const Geometry& k : Geometries()) {
+    for (float bad : {NAN, INFINITY}) {
+      const int64_t at = k.size() / 2, channels = k.channels();
+      check::Context() = std::to_string(bad) + " at " + std::to_string(at) + " of " + Name(k);
+      Inputs<float> in(k, 5);
+      const Results<float> clean(in, Options(), true, 0);
+      in.x[at] = bad;
+      const Results<float> got(in, Options(), true, 0);
+      const int64_t bad_n = at / k.t / channels / k.s, bad_g = at / k.t % channels / k.d;
+      const auto shares = [&](int64_t i) {
+        return i / k.t / channels / k.s == bad_n && i / k.t % channels / k.d == bad_g;
+      };
+      const auto expect = [&](const char* what, const auto& a, const auto& b, const auto& touched) {
+        check::ExpectEach(
+            what, a.size(), [&](int64_t i) { return touched(i) ? std::isnan(a[i]) : a[i] == b[i]; },
+            [&](int64_t i) { return touched(i) ? NAN : b[i]; }, [&](int64_t i) { return a[i]; });
+      };
+      const auto unit = [&](int64_t i) { return i == bad_n * k.g + bad_g; };
+      const auto untouched = [](int64_t) { return false; };
+      expect("y", got.y, clean.y, shares);
+      expect("dx", got.dx, clean.dx, shares);
+      expect("moments dx", got.moments_dx, clean.moments_dx, shares);
+      expect("mean", got.mean, clean.mean, unit);
+      expect("variance", got.variance, clean.variance, unit);
+      expect("dgamma", got.dgamma, clean.dgamma, [&](int64_t c) { return c / k.d == bad_g; });
+      expect("dbeta", got.dbeta, clean.dbeta, untouched);
+      expect("ScaleShift dx", got.affine_dx, clean.affine_dx, untouched);
+      expect("dshift", got.dshift, clean.dshift, untouched);
+    }
+  }
+}
+
+// Last: what the tests before it launched.
+TEST(EveryKernelRan) {
+  for (const auto& [name, kernel] : gpu::Kernels()) {
+    check::Expect(Launches()[name] > 0, "a launch of " + name);
+  }
+}
+
+}  // namespace
+}  // namespace keras_norms
+
+int main(int argc, char** argv) {
+  const check::Result result = check::RunTests(argc > 1 ? argv[1] : "");
+  std::printf("%d passed, %d failed\n", result.passed, result.failed);
+  return result.passed > 0 && result.failed == 0 ? 0 : 1;
+}

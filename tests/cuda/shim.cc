@@ -1,0 +1,188 @@
+#include "tests/cuda/shim.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#ifndef KERAS_NORMS_MUTATE
+#define KERAS_NORMS_MUTATE -1
+#endif
+
+namespace shim {
+
+uint3 thread_index, block_index, block_size;
+
+namespace {
+
+constexpr size_t kStack = 256 << 10;
+constexpr int kWarp = 32;
+
+enum class State { kReady, kAtBarrier, kAtShuffle, kEnded };
+
+struct Fiber {
+  ucontext_t context;
+  void* stack = nullptr;
+  void* fake_stack = nullptr;  // of AddressSanitizer
+  State state = State::kEnded;
+  int site = 0;      // of the barrier, or the mask of the shuffle
+  int shuffles = 0;  // so far: a lane is at most one ahead of the others of its warp
+  float offered[2];  // to this and the next shuffle
+};
+
+struct Scheduler {
+  std::vector<std::unique_ptr<Fiber>> fibers;  // kept from block to block
+  Fiber home;
+  int current = 0;
+  const std::function<void()>* kernel = nullptr;
+  std::unique_ptr<unsigned char[]> shared;
+};
+Scheduler scheduler;
+
+// The sanitizer is told that the stack changes.
+void Switch(Fiber* from, Fiber* to, const void* stack, size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&from->fake_stack, stack, size);
+#else
+  (void)stack, (void)size;
+#endif
+  swapcontext(&from->context, &to->context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
+#endif
+}
+
+const void* home_stack = nullptr;
+size_t home_size = 0;
+
+Fiber& Current() { return *scheduler.fibers[scheduler.current]; }
+void ToScheduler() { Switch(&Current(), &scheduler.home, home_stack, home_size); }
+
+// A fiber runs one thread after another and never returns.
+void Main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &home_stack, &home_size);
+#endif
+  for (;;) {
+    (*scheduler.kernel)();
+    Current().state = State::kEnded;
+    ToScheduler();
+  }
+}
+
+void Wait(State state, int site) {
+  Current().state = state;
+  Current().site = site;
+  ToScheduler();
+}
+
+// Lets all fibers of [begin, end) go on if all wait for the same.
+bool Release(int begin, int end, State state) {
+  const Fiber& first = *scheduler.fibers[begin];
+  for (int i = begin; i < end; ++i) {
+    const Fiber& fiber = *scheduler.fibers[i];
+    if (fiber.state != state || fiber.site != first.site) return false;
+  }
+  for (int i = begin; i < end; ++i) scheduler.fibers[i]->state = State::kReady;
+  return true;
+}
+
+void AddFiber() {
+  auto fiber = std::make_unique<Fiber>();
+  fiber->stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (fiber->stack == MAP_FAILED || getcontext(&fiber->context) != 0) Abort("no fiber");
+  fiber->context.uc_stack.ss_sp = fiber->stack;
+  fiber->context.uc_stack.ss_size = kStack;
+  makecontext(&fiber->context, Main, 0);
+  scheduler.fibers.push_back(std::move(fiber));
+}
+
+uint64_t Next(uint64_t* state) {  // splitmix64
+  uint64_t z = *state += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+void Shuffle(std::vector<int>* order, uint64_t* seed) {
+  for (size_t i = order->size(); i > 1; --i) std::swap((*order)[i - 1], (*order)[Next(seed) % i]);
+}
+
+// From barrier to barrier each warp runs as far as it comes, and one warp after the other.
+void RunBlock(int threads, uint64_t* seed) {
+  std::vector<int> warps((threads + kWarp - 1) / kWarp), lanes(kWarp);
+  std::iota(warps.begin(), warps.end(), 0);
+  std::iota(lanes.begin(), lanes.end(), 0);
+  Shuffle(&warps, seed);
+  Shuffle(&lanes, seed);
+  for (int i = 0; i < threads; ++i) scheduler.fibers[i]->state = State::kReady;
+  for (int ended = 0; ended < threads;) {
+    for (int warp : warps) {
+      const int begin = warp * kWarp, end = std::min(begin + kWarp, threads);
+      do {
+        for (int lane : lanes) {
+          const int i = begin + lane;
+          if (i >= end || scheduler.fibers[i]->state != State::kReady) continue;
+          scheduler.current = i;
+          thread_index = {static_cast<unsigned>(i), 0, 0};
+          Switch(&scheduler.home, scheduler.fibers[i].get(), scheduler.fibers[i]->stack, kStack);
+          if (scheduler.fibers[i]->state == State::kEnded) ++ended;
+        }
+      } while (end - begin == kWarp && Release(begin, end, State::kAtShuffle));
+    }
+    if (ended < threads && !Release(0, threads, State::kAtBarrier)) {
+      Abort("threads wait at different places");
+    }
+  }
+}
+
+}  // namespace
+
+void Abort(const char* why) {
+  std::printf("FAILED: %s\n", why);
+  std::fflush(stdout);
+  std::abort();
+}
+
+void* SharedMemory() { return scheduler.shared.get(); }
+
+void Synchronize(int site) {
+  if (site != KERAS_NORMS_MUTATE) Wait(State::kAtBarrier, site);
+}
+
+float ShuffleXor(float value, int mask) {
+  const int lane = scheduler.current, turn = Current().shuffles++ % 2;
+  Current().offered[turn] = value;
+  Wait(State::kAtShuffle, mask);
+  return scheduler.fibers[lane ^ mask]->offered[turn];
+}
+
+void Run(const std::function<void()>& kernel, uint3 grid, uint3 block, unsigned shared_bytes,
+         uint64_t seed) {
+  const int threads = static_cast<int>(block.x * block.y * block.z);
+  if (threads != static_cast<int>(block.x)) Abort("a block of more than one dimension");
+  while (static_cast<int>(scheduler.fibers.size()) < threads) AddFiber();
+  for (auto& fiber : scheduler.fibers) fiber->shuffles = 0;
+  scheduler.kernel = &kernel;
+  block_size = block;
+  for (unsigned y = 0; y < grid.y; ++y) {
+    for (unsigned x = 0; x < grid.x; ++x) {
+      block_index = {x, y, 0};
+      scheduler.shared.reset(new unsigned char[shared_bytes]);
+      std::memset(scheduler.shared.get(), 0xff, shared_bytes);
+      RunBlock(threads, &seed);
+    }
+  }
+}
+
+}  // namespace shim

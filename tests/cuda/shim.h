@@ -1,0 +1,74 @@
+// CUDA as far as custom_ops/cuda knows it, on the CPU, for g++ -include: a kernel runs block after
+// block, each thread as a fiber of its own.
+//
+// Fibers change at __syncthreads and __shfl_xor_sync only, and in an order shuffled by a seed, so a
+// missing barrier shows as a wrong result. A barrier that not all threads of a block reach, or not
+// all lanes of a warp, ends the process. So do misaligned vectors.
+//
+// With KERAS_NORMS_MUTATE=i (defined for shim.cc, counted from 0) the i-th __syncthreads of the
+// sources is left out: the tests must then fail, whichever it is.
+#ifndef KERAS_NORMS_TESTS_CUDA_SHIM_H_
+#define KERAS_NORMS_TESTS_CUDA_SHIM_H_
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __device__
+#define __global__
+#define __launch_bounds__(threads, blocks)
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+namespace shim {
+
+// Of the thread that runs.
+extern uint3 thread_index, block_index, block_size;
+
+// Runs `kernel` in all threads of all blocks.
+void Run(const std::function<void()>& kernel, uint3 grid, uint3 block, unsigned shared_bytes,
+         uint64_t seed);
+
+// Of the block: `shared_bytes` filled with NaN at its beginning.
+void* SharedMemory();
+
+// `site` tells the calls in the sources apart.
+void Synchronize(int site);
+float ShuffleXor(float value, int mask);
+
+[[noreturn]] void Abort(const char* why);
+inline void ExpectAligned(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Abort("a vector is not aligned");
+}
+
+}  // namespace shim
+
+#define threadIdx shim::thread_index
+#define blockIdx shim::block_index
+#define blockDim shim::block_size
+#define __syncthreads() shim::Synchronize(__COUNTER__)
+
+inline float __shfl_xor_sync(unsigned lanes, float value, int mask) {
+  if (lanes != 0xffffffffu) shim::Abort("a shuffle of part of a warp");
+  return shim::ShuffleXor(value, mask);
+}
+
+inline float __uint_as_float(unsigned bits) {
+  float f;
+  std::memcpy(&f, &bits, sizeof(f));
+  return f;
+}
+inline unsigned __float_as_uint(float f) {
+  unsigned bits;
+  std::memcpy(&bits, &f, sizeof(f));
+  return bits;
+}
+// Out of line, for it must not become part of a fused multiply-add.
+__attribute__((noinline)) inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdividef(float a, float b) { return a / b; }
+using std::sqrt;
+
+#endif  // KERAS_NORMS_TESTS_CUDA_SHIM_H_
