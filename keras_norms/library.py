@@ -66,7 +66,7 @@ def sources_dir() -> Path:
 def digest() -> str:
     """16 hex digits that change with the C++ sources or with how they are compiled."""
     folder = sources_dir()
-    files = [f for f in folder.rglob("*") if f.suffix in {".cc", ".h", ".inc"}]
+    files = [f for f in folder.rglob("*") if f.suffix in {".cc", ".cu", ".h", ".inc"}]
     total = hashlib.sha256((_PACKAGE / "build.py").read_bytes())  # holds the flags
     for file in sorted(files, key=lambda f: f.relative_to(folder).as_posix()):
         total.update(f"\0{file.relative_to(folder).as_posix()}\0".encode())
