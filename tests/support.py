@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import oracle
+import pytest
 import rows
 import tensorflow as tf
 
 import keras_norms as kn
 
 MEANS = (0.0, 1e2, 1e4, 1e6)
+
+# For tests of a second and more.
+GRAPH_IS_SLOW = ("eager", "xla", pytest.param("graph", marks=pytest.mark.slow))
 
 EPS32 = float(np.finfo("float32").eps)
 

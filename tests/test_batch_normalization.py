@@ -59,7 +59,7 @@ def test_other_types(dtype, means, shape, axis, kernel, mode):
         pytest.param((4_200_000, 2), -1, 1e6, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", support.GRAPH_IS_SLOW)
 def test_four_million_elements_a_channel(shape, axis, mean, kernel, mode):
     layer = kn.BatchNormalization(axis, momentum=0.0)
     support.check(layer, shape, kernel, mode, means=(mean,), training=True)

@@ -64,7 +64,7 @@ def test_other_types(dtype, means, shape, axis, kernel, mode):
         ((1, 2, 1009, 2003), 1, 1, 1e6),
     ],
 )
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", support.GRAPH_IS_SLOW)
 def test_large_image(shape, groups, axis, mean, kernel, mode):
     support.check(kn.GroupNormalization(groups, axis=axis), shape, kernel, mode, means=(mean,))
 

@@ -53,7 +53,7 @@ def test_other_types(dtype, means, shape, axis, kernel, mode):
         pytest.param((1, 1, 2003, 2011), 1, 1e4, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", support.GRAPH_IS_SLOW)
 def test_four_million_elements_a_channel(shape, axis, mean, kernel, mode):
     support.check(kn.InstanceNormalization(axis), shape, kernel, mode, means=(mean,))
 

@@ -55,13 +55,13 @@ def test_other_types(dtype, means, shape, axis, kernel, mode):
     support.check(layer, shape, kernel, mode, means=means, dtype=dtype)
 
 
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", support.GRAPH_IS_SLOW)
 def test_four_million_elements_a_sample(kernel, mode):
     layer = kn.LayerNormalization([1, 2])
     support.check(layer, (1, 2003, 2011), kernel, mode, means=(1e6,))
 
 
-@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("mode", support.GRAPH_IS_SLOW)
 def test_many_rows(kernel, mode):
     """Sums of dgamma and dbeta over 300,000 positions."""
     support.check(kn.LayerNormalization(), (300_007, 5), kernel, mode, means=(1e4,))

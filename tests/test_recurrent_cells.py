@@ -404,13 +404,37 @@ def words(rng):
 
 
 @pytest.mark.parametrize(
-    "kind, jit_compile", [("lstm", False), pytest.param("gru", True, marks=pytest.mark.slow)]
+    "kind, jit_compile",
+    [
+        ("lstm", False),
+        pytest.param("gru", True, marks=pytest.mark.slow),
+        pytest.param("simple_rnn", False, marks=pytest.mark.slow),
+    ],
 )
 def test_fit(kind, jit_compile, rng):
     model = model_of(kind)
     model.compile(model.optimizer, model.loss, jit_compile=jit_compile)
     losses = model.fit(*words(rng), epochs=12, verbose=0).history["loss"]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def check_file(build, x, path):
+    """What was saved to `path` predicts as the model that `build` makes."""
+    model = build()
+    want = model.predict(x, verbose=0)
+    if path.name == "saved":
+        kn.export(model, path)
+        loaded = tf.saved_model.load(path)
+        support.close(loaded.serve(tf.constant(x, tf.float32)), want.astype("float64"), atol=1e-6)
+        return
+    if path.name == "model.weights.h5":
+        model.save_weights(path)
+        again = build()
+        again.load_weights(path)
+    else:
+        model.save(path)
+        again = keras.saving.load_model(path)
+    np.testing.assert_array_equal(again.predict(x, verbose=0), want)
 
 
 @pytest.mark.parametrize(
@@ -423,20 +447,36 @@ def test_fit(kind, jit_compile, rng):
 )
 def test_files(kind, name, norm, rng, tmp_path):
     """Of a bidirectional, masked net; the contract tests save what is trained."""
-    model = model_of(kind, norm=norm, dropout=0.1)
-    model.optimizer.build(model.trainable_variables)
-    x, _ = words(rng)
-    want = model.predict(x, verbose=0)
-    path = tmp_path / name
-    if name == "saved":
-        kn.export(model, path)
-        loaded = tf.saved_model.load(path)
-        got = loaded.serve(tf.constant(x, tf.float32))
-        support.close(got, want.astype("float64"), atol=1e-6)
-        return
-    model.save(path)
-    again = keras.saving.load_model(path)
-    np.testing.assert_array_equal(again.predict(x, verbose=0), want)
+
+    def build():
+        model = model_of(kind, norm=norm, dropout=0.1)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    check_file(build, words(rng)[0], tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, name, norm",
+    [
+        ("lstm", "model.keras", None),
+        ("gru", "model.keras", kn.RMSNormalization()),
+        ("simple_rnn", "model.h5", None),
+        ("lstm", "model.h5", kn.RMSNormalization()),
+        ("gru", "model.weights.h5", None),
+        ("simple_rnn", "saved", None),
+        ("lstm", "saved", kn.RMSNormalization()),
+    ],
+)
+def test_files_of_trained_models(kind, name, norm, rng, tmp_path):
+    def build():
+        model = model_of(kind, norm=norm, dropout=0.1)
+        model.train_on_batch(x, y)  # the optimizer has its variables
+        return model
+
+    x, y = words(rng)
+    check_file(build, x, tmp_path / name)
 
 
 def test_norms_that_do_not_fit():

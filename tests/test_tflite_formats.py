@@ -50,6 +50,7 @@ EXPECTED = {
     ("AdaptiveNormalization", "int16x8"): _DIFFERENCE,
     ("LayerNormLSTMCell", "int8"): _STEPS,
     ("LayerNormLSTMCell", "int16x8"): _DIFFERENCE,
+    ("LayerNormGRUCell", "float16"): "0.101 %: rounded weights come in at every step",
     ("LayerNormGRUCell", "int8"): _STEPS,
     ("LayerNormGRUCell", "int16x8"): _DIFFERENCE,
     ("LayerNormSimpleRNNCell", "int16x8"): _DIFFERENCE,
@@ -93,8 +94,7 @@ def test_every_layer_in_every_format(row, form, errors):
     error = errors[form][row.name]
     assert isinstance(error, float), error
     print(f"relative error {error:.2%}")
-    # A cell's weights, rounded to float16, come in at every step.
-    assert error <= BOUNDS[form] * (2 if form == "float16" and row.form == "cell" else 1)
+    assert error <= BOUNDS[form]
 
 
 def test_what_is_expected_to_fail_is_in_the_table():
