@@ -105,7 +105,8 @@ SIMD_kernels_avx512 := -march=x86-64-v4
 FLAGS_release := -O3 -DNDEBUG
 FLAGS_sanitize := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 FLAGS_threads := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
-CORE_FLAGS := -std=c++17 -Wall -Wextra -fno-math-errno -fno-trapping-math -pthread -I.
+# GCC 12 warns of its own intrinsics, and of an ABI that changed in GCC 4.6.
+CORE_FLAGS := -std=c++17 -Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi -fno-math-errno -fno-trapping-math -pthread -I.
 
 define variant
 $(1)_OBJECTS := $$(CORE:%.cc=build/cpp/$(1)/%.o)

@@ -13,13 +13,13 @@ namespace keras_norms {
 enum class Activation : int { kNone, kRelu, kSilu, kGelu };
 
 // What becomes of z = (x - mean) / sqrt(variance + epsilon) * gamma + beta: y = activation(z); or,
-// with dy, the gradient by z, dy * activation'(z). The latter is for an activation only.
+// with dy, the gradient by z, dy * activation'(z). The latter is for an activation only. `stream`
+// asks for stores past the caches.
 template <class T>
 struct Finish {
   Activation activation = Activation::kNone;
   const T* dy = nullptr;
-
-  Finish From(int64_t i) const { return {activation, dy == nullptr ? nullptr : dy + i}; }
+  bool stream = false;
 };
 
 }  // namespace keras_norms

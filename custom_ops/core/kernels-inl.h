@@ -29,44 +29,83 @@ inline void ForVectors(int64_t size, const Full& full, const Part& part) {
   if (i < size) part(i, size - i);
 }
 
-// ---- Segments ---------------------------------------------------------------------------------
-
-// Two passes over a tile in the nearest cache: its mean, found relative to its first element, then
-// the squares of what is left. The second pass also sums what the first one's rounding left over.
+// Stores whole vectors, past the caches where that is asked for and y is aligned. Rows of y are
+// `stride` elements apart.
 template <class T>
-Moment TileMoments(const T* x, int64_t size) {
+struct Writer {
   using S = Simd<T>;
-  using V = typename S::V;
-  constexpr int L = S::kLanes;
-  const V first = S::Fill(S::First(x));
-  V sum[kUnroll] = {};
-  int64_t i = 0;
-  for (; i + kUnroll * L <= size; i += kUnroll * L) {
-    for (int u = 0; u < kUnroll; ++u) sum[u] += S::Load(x + i + u * L) - first;
-  }
-  for (; i + L <= size; i += L) sum[0] += S::Load(x + i) - first;
-  if (i < size) sum[1] += S::Keep(S::LoadPart(x + i, size - i) - first, size - i);
-  const double total = S::Sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-  const V rough = S::Fill(static_cast<typename S::U>(total / size));
-
-  V rest[kUnroll] = {}, square[kUnroll] = {};
-  for (i = 0; i + kUnroll * L <= size; i += kUnroll * L) {
-    for (int u = 0; u < kUnroll; ++u) {
-      const V d = S::Load(x + i + u * L) - first - rough;
-      rest[u] += d;
-      square[u] += d * d;
+  T* y;
+  bool stream;
+  Writer(T* y, bool wanted, int64_t stride = 0)
+      : y(y),
+        stream(wanted && stride % S::kLanes == 0 &&
+               reinterpret_cast<uintptr_t>(y) % (S::kLanes * sizeof(T)) == 0) {}
+  void Store(int64_t i, typename S::V v) const {
+    if (stream) {
+      S::Stream(y + i, v);
+    } else {
+      S::Store(y + i, v);
     }
   }
-  const auto add = [&](V d) {
-    rest[0] += d;
-    square[0] += d * d;
-  };
-  for (; i + L <= size; i += L) add(S::Load(x + i) - first - rough);
-  if (i < size) add(S::Keep(S::LoadPart(x + i, size - i) - first - rough, size - i));
-  const double left = S::Sum((rest[0] + rest[1]) + (rest[2] + rest[3])) / size;
-  const double m2 = S::Sum((square[0] + square[1]) + (square[2] + square[3]));
-  const double corrected = m2 - size * left * left;
-  return {static_cast<double>(first[0]) + rough[0] + left, corrected < 0 ? 0 : corrected};
+};
+
+// ---- Segments ---------------------------------------------------------------------------------
+
+// The sums of x - anchor and of its square over a tile.
+template <class T>
+struct AnchoredSums {
+  using S = Simd<T>;
+  using V = typename S::V;
+  double sum, square;
+
+  AnchoredSums(const T* x, int64_t size, typename S::U anchor) {
+    constexpr int L = S::kLanes;
+    const V a = S::Fill(anchor);
+    V sums[kUnroll] = {}, squares[kUnroll] = {};
+    const auto add = [&](int u, V d) {
+      sums[u] += d;
+      squares[u] += d * d;
+    };
+    int64_t i = 0;
+    for (; i + kUnroll * L <= size; i += kUnroll * L) {
+      for (int u = 0; u < kUnroll; ++u) add(u, S::Load(x + i + u * L) - a);
+    }
+    for (; i + L <= size; i += L) add(0, S::Load(x + i) - a);
+    if (i < size) add(1, S::Keep(S::LoadPart(x + i, size - i) - a, size - i));
+    sum = S::Sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    square = S::Sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  }
+};
+
+// About the mean of a few elements from all over the tile: near its mean, if its elements are
+// alike.
+template <class T>
+inline typename Simd<T>::U AnchorOf(const T* x, int64_t size) {
+  using S = Simd<T>;
+  constexpr int kSamples = 8;
+  const int64_t step = size / kSamples;
+  const auto first = S::First(x);
+  auto sum = first - first, spread = sum;
+  for (int i = 1; i < kSamples; ++i) {
+    const auto d = S::First(x + i * step) - first;
+    sum += d;
+    if (d > spread || -d > spread) spread = d < 0 ? -d : d;
+  }
+  return S::Coarse(S::Fill(first + sum / kSamples), S::Fill(spread))[0];
+}
+
+// One pass over a tile, relative to an anchor, and another where that anchor turns out to lie more
+// than a deviation from the mean: so at most one bit of the variance cancels.
+template <class T>
+Moment TileMoments(const T* x, int64_t size) {
+  auto anchor = AnchorOf(x, size);
+  for (int pass = 0;; ++pass) {
+    const AnchoredSums<T> sums(x, size, anchor);
+    const double left = sums.sum / size, m2 = sums.square - sums.sum * left;
+    const double mean = static_cast<double>(anchor) + left;
+    if (pass == 1 || !(sums.sum * left > m2)) return {mean, m2 < 0 ? 0 : m2};
+    anchor = static_cast<decltype(anchor)>(mean);
+  }
 }
 
 template <class T>
@@ -104,12 +143,13 @@ Moment SegmentMoments(const T* x, int64_t size, bool subtract_mean) {
 // the plain loop, which needs none, pays for too.
 template <class Step, class T, class U = typename Simd<T>::U>
 __attribute__((noinline)) void SegmentAffineOf(const T* x, int64_t size, U center, U scale, U shift,
-                                               Step step, T* y) {
+                                               Step step, bool stream, T* y) {
   using S = Simd<T>;
   using V = typename S::V;
+  const Writer<T> out(y, stream);
   const V c = S::Fill(center), a = S::Fill(scale), b = S::Fill(shift);
   ForVectors<S::kLanes>(
-      size, [&](int64_t i) { S::Store(y + i, step((S::Load(x + i) - c) * a + b, i)); },
+      size, [&](int64_t i) { out.Store(i, step((S::Load(x + i) - c) * a + b, i)); },
       [&](int64_t i, int64_t n) {
         S::StorePart(y + i, step((S::LoadPart(x + i, n) - c) * a + b, i, n), n);
       });
@@ -119,17 +159,21 @@ template <class T, class U = typename Simd<T>::U>
 void SegmentAffine(const T* x, int64_t size, U center, U scale, U shift, const Finish<T>& finish,
                    T* y) {
   if (finish.activation == Activation::kNone) {
-    return SegmentAffineOf(x, size, center, scale, shift, PlainStep<T>(), y);
+    return SegmentAffineOf(x, size, center, scale, shift, PlainStep<T>(), finish.stream, y);
   }
-  WithStep(finish, [&](auto step) { SegmentAffineOf(x, size, center, scale, shift, step, y); });
+  WithStep(finish, [&](auto step) {
+    SegmentAffineOf(x, size, center, scale, shift, step, finish.stream, y);
+  });
 }
 
 // kGamma and kBeta say what is there if nothing follows. An activation costs more than asking.
 template <bool kGamma, bool kBeta, class Step, class T, class U = typename Simd<T>::U>
 __attribute__((noinline)) void RowAffineOf(const T* x, int64_t size, U center, U residual, U rstd,
-                                           const U* gamma, const U* beta, Step step, T* y) {
+                                           const U* gamma, const U* beta, Step step, bool stream,
+                                           T* y) {
   using S = Simd<T>;
   using V = typename S::V;
+  const Writer<T> out(y, stream);
   const V c = S::Fill(center), r = S::Fill(residual), a = S::Fill(rstd);
   const bool has_gamma = Step::kPlain ? kGamma : gamma != nullptr;
   const bool has_beta = Step::kPlain ? kBeta : beta != nullptr;
@@ -139,7 +183,7 @@ __attribute__((noinline)) void RowAffineOf(const T* x, int64_t size, U center, U
         V v = (S::Load(x + i) - c - r) * a;
         if (has_gamma) v *= S::LoadParameter(gamma + i);
         if (has_beta) v += S::LoadParameter(beta + i);
-        S::Store(y + i, step(v, i));
+        out.Store(i, step(v, i));
       },
       [&](int64_t i, int64_t n) {
         V v = (S::LoadPart(x + i, n) - c - r) * a;
@@ -157,10 +201,10 @@ void RowAffine(const T* x, int64_t size, U center, U residual, U rstd, const U* 
     const auto run =
         gamma ? (beta ? RowAffineOf<true, true, Plain, T> : RowAffineOf<true, false, Plain, T>)
               : (beta ? RowAffineOf<false, true, Plain, T> : RowAffineOf<false, false, Plain, T>);
-    return run(x, size, center, residual, rstd, gamma, beta, Plain(), y);
+    return run(x, size, center, residual, rstd, gamma, beta, Plain(), finish.stream, y);
   }
   WithStep(finish, [&](auto step) {
-    RowAffineOf<true, true>(x, size, center, residual, rstd, gamma, beta, step, y);
+    RowAffineOf<true, true>(x, size, center, residual, rstd, gamma, beta, step, finish.stream, y);
   });
 }
 
@@ -211,57 +255,100 @@ Sums SegmentSums(const T* dy, const T* x, int64_t size, const U* gamma, U center
 }
 
 template <class T, class U = typename Simd<T>::U>
-void SegmentGradient(const T* dy, const T* x, int64_t size, const Gradient<U>& k, U gamma, T* dx) {
+void SegmentGradient(const T* dy, const T* x, int64_t size, const Gradient<U>& k, U gamma,
+                     bool stream, T* dx) {
   using S = Simd<T>;
   using V = typename S::V;
+  const Writer<T> out(dx, stream);
   const V c = S::Fill(k.center), r = S::Fill(k.residual), a = S::Fill(k.rstd),
           m = S::Fill(k.mean_g), b = S::Fill(k.slope), w = S::Fill(gamma);
   const auto gradient = [&](V g, V v) { return a * (S::Rounded(g * w) - m - (v - c - r) * b); };
   ForVectors<S::kLanes>(
-      size, [&](int64_t i) { S::Store(dx + i, gradient(S::Load(dy + i), S::Load(x + i))); },
+      size, [&](int64_t i) { out.Store(i, gradient(S::Load(dy + i), S::Load(x + i))); },
       [&](int64_t i, int64_t n) {
         S::StorePart(dx + i, gradient(S::LoadPart(dy + i, n), S::LoadPart(x + i, n)), n);
       });
 }
 
-template <bool kGamma, bool kSums, class T, class U = typename Simd<T>::U>
-void RowGradientOf(const T* dy, const T* x, int64_t size, const Gradient<U>& k, const U* gamma,
-                   T* dx, U* dgamma, U* dbeta) {
+// kRows rows at once, so that their parameters' sums are loaded and stored once.
+template <bool kGamma, bool kSums, int kRows, class T, class U = typename Simd<T>::U>
+void RowsGradientOf(const T* dy, const T* x, int64_t size, int64_t stride, const Gradient<U>* k,
+                    const U* gamma, bool stream, T* dx, U* dgamma, U* dbeta) {
   using S = Simd<T>;
   using V = typename S::V;
-  const V c = S::Fill(k.center), r = S::Fill(k.residual), a = S::Fill(k.rstd),
-          m = S::Fill(k.mean_g), b = S::Fill(k.slope);
+  const Writer<T> out(dx, stream, kRows > 1 ? stride : 0);
+  V c[kRows], r[kRows], a[kRows], m[kRows], b[kRows];
+  for (int j = 0; j < kRows; ++j) {
+    c[j] = S::Fill(k[j].center);
+    r[j] = S::Fill(k[j].residual);
+    a[j] = S::Fill(k[j].rstd);
+    m[j] = S::Fill(k[j].mean_g);
+    b[j] = S::Fill(k[j].slope);
+  }
   ForVectors<S::kLanes>(
       size,
       [&](int64_t i) {
-        const V d = S::Load(dy + i), xc = S::Load(x + i) - c - r;
-        V g = d;
-        if constexpr (kGamma) g = S::Rounded(d * S::LoadParameter(gamma + i));
-        S::Store(dx + i, a * (g - m - xc * b));
+        V w = {}, gamma_sum = {}, beta_sum = {};
+        if constexpr (kGamma) w = S::LoadParameter(gamma + i);
         if constexpr (kSums) {
-          S::StoreParameter(dgamma + i, S::LoadParameter(dgamma + i) + d * (xc * a));
-          S::StoreParameter(dbeta + i, S::LoadParameter(dbeta + i) + d);
+          gamma_sum = S::LoadParameter(dgamma + i);
+          beta_sum = S::LoadParameter(dbeta + i);
+        }
+        // All loads before the first store: a load that follows a store to an address 4096 * n
+        // bytes away waits for it.
+        V d[kRows], xc[kRows];
+        for (int j = 0; j < kRows; ++j) {
+          d[j] = S::Load(dy + j * stride + i);
+          xc[j] = S::Load(x + j * stride + i) - c[j] - r[j];
+        }
+        for (int j = 0; j < kRows; ++j) {
+          const V g = kGamma ? S::Rounded(d[j] * w) : d[j];
+          out.Store(j * stride + i, a[j] * (g - m[j] - xc[j] * b[j]));
+          gamma_sum += d[j] * (xc[j] * a[j]);
+          beta_sum += d[j];
+        }
+        if constexpr (kSums) {
+          S::StoreParameter(dgamma + i, gamma_sum);
+          S::StoreParameter(dbeta + i, beta_sum);
         }
       },
       [&](int64_t i, int64_t n) {
-        const V d = S::LoadPart(dy + i, n), xc = S::LoadPart(x + i, n) - c - r;
-        V g = d;
-        if constexpr (kGamma) g = S::Rounded(d * S::LoadParameterPart(gamma + i, n));
-        S::StorePart(dx + i, a * (g - m - xc * b), n);
+        V w = {}, gamma_sum = {}, beta_sum = {};
+        if constexpr (kGamma) w = S::LoadParameterPart(gamma + i, n);
         if constexpr (kSums) {
-          S::StoreParameterPart(dgamma + i, S::LoadParameterPart(dgamma + i, n) + d * (xc * a), n);
-          S::StoreParameterPart(dbeta + i, S::LoadParameterPart(dbeta + i, n) + d, n);
+          gamma_sum = S::LoadParameterPart(dgamma + i, n);
+          beta_sum = S::LoadParameterPart(dbeta + i, n);
+        }
+        for (int j = 0; j < kRows; ++j) {
+          const int64_t at = j * stride + i;
+          const V d = S::LoadPart(dy + at, n), xc = S::LoadPart(x + at, n) - c[j] - r[j];
+          const V g = kGamma ? S::Rounded(d * w) : d;
+          S::StorePart(dx + at, a[j] * (g - m[j] - xc * b[j]), n);
+          gamma_sum += d * (xc * a[j]);
+          beta_sum += d;
+        }
+        if constexpr (kSums) {
+          S::StoreParameterPart(dgamma + i, gamma_sum, n);
+          S::StoreParameterPart(dbeta + i, beta_sum, n);
         }
       });
 }
 
 template <class T, class U = typename Simd<T>::U>
-void RowGradient(const T* dy, const T* x, int64_t size, const Gradient<U>& k, const U* gamma, T* dx,
-                 U* dgamma, U* dbeta) {
-  const auto run = gamma
-                       ? (dgamma ? RowGradientOf<true, true, T> : RowGradientOf<true, false, T>)
-                       : (dgamma ? RowGradientOf<false, true, T> : RowGradientOf<false, false, T>);
-  run(dy, x, size, k, gamma, dx, dgamma, dbeta);
+void RowsGradient(const T* dy, const T* x, int64_t rows, int64_t size, int64_t stride,
+                  const Gradient<U>* k, const U* gamma, bool stream, T* dx, U* dgamma, U* dbeta) {
+  const auto one =
+      gamma ? (dgamma ? RowsGradientOf<true, true, 1, T> : RowsGradientOf<true, false, 1, T>)
+            : (dgamma ? RowsGradientOf<false, true, 1, T> : RowsGradientOf<false, false, 1, T>);
+  const auto two =
+      gamma ? (dgamma ? RowsGradientOf<true, true, 2, T> : RowsGradientOf<true, false, 2, T>)
+            : (dgamma ? RowsGradientOf<false, true, 2, T> : RowsGradientOf<false, false, 2, T>);
+  for (int64_t row = 0, step; row < rows; row += step) {
+    step = rows - row < 2 ? 1 : 2;
+    const int64_t at = row * stride;
+    (step == 2 ? two : one)(dy + at, x + at, size, stride, k + row, gamma, stream, dx + at, dgamma,
+                            dbeta);
+  }
 }
 
 // ---- Short rows -------------------------------------------------------------------------------
@@ -464,46 +551,81 @@ int64_t FoldOf(int64_t rows, int64_t channels) {
   return fold <= rows ? fold : 1;
 }
 
+// Where a tile takes only some lanes of each row, no processor foresees the jumps to the next rows.
+template <class T>
+inline void PrefetchAhead(const T* p, int64_t stride) {
+  constexpr int64_t kRowsAhead = 16;
+  __builtin_prefetch(p + kRowsAhead * stride, 0, 2);
+}
+
+// A number in double for each lane of a vector, or for the first `count` of them.
+template <bool kPart, class Wide>
+inline Wide LoadLanes(const double* from, int64_t count) {
+  Wide v = {};
+  __builtin_memcpy(&v, from, kPart ? count * sizeof(double) : sizeof(v));
+  return v;
+}
+template <bool kPart, class Wide>
+inline void StoreLanes(double* to, const Wide& v, int64_t count) {
+  __builtin_memcpy(to, &v, kPart ? count * sizeof(double) : sizeof(v));
+}
+
 // Moments of kVectors vectors of lanes over a few rows, `stride` elements apart, merged into those
 // of `before` earlier rows. `count` says how many lanes are there when less than one vector.
+//
+// One pass, relative to about the mean of four rows, and another where that lies more than two
+// deviations from the mean of a lane.
 template <int kVectors, bool kPart, class T>
 void TileLanes(const T* x, int64_t rows, int64_t stride, int64_t count, int64_t before,
                double* mean, double* m2) {
   using S = Simd<T>;
   using V = typename S::V;
+  using U = typename S::U;
+  using Wide = typename S::Wide;
   constexpr int L = S::kLanes;
   const auto load = [count](const T* p) {
     if constexpr (kPart) return S::LoadPart(p, count);
     return S::Load(p);
   };
-  V first[kVectors], sum[kVectors] = {};
-  for (int v = 0; v < kVectors; ++v) first[v] = load(x + v * L);
-  for (int64_t r = 1; r < rows; ++r) {
-    for (int v = 0; v < kVectors; ++v) sum[v] += load(x + r * stride + v * L) - first[v];
+  V anchor[kVectors], sum[kVectors], square[kVectors];
+  const int64_t step = (rows - 1) / 3 * stride;
+  for (int v = 0; v < kVectors; ++v) {
+    const T* p = x + v * L;
+    const V first = load(p), a = load(p + step) - first, b = load(p + 2 * step) - first,
+            c = load(p + 3 * step) - first;
+    anchor[v] = S::Coarse(first + (a + b + c) * S::Fill(U{1} / 4),
+                          S::Larger(S::Larger(S::Absolute(a), S::Absolute(b)), S::Absolute(c)));
   }
-  const V share = S::Fill(static_cast<typename S::U>(1.0 / rows));
-  V rough[kVectors], rest[kVectors] = {}, square[kVectors] = {};
-  for (int v = 0; v < kVectors; ++v) rough[v] = S::Rounded(sum[v] * share);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      const V d = load(x + r * stride + v * L) - first[v] - rough[v];
-      rest[v] += d;
-      square[v] += d * d;
+  const V share = S::Fill(static_cast<U>(1.0 / rows)), most = S::Fill(static_cast<U>(0.8));
+  for (int pass = 0;; ++pass) {
+    for (int v = 0; v < kVectors; ++v) sum[v] = square[v] = V{};
+    const bool jumps = stride > kVectors * L;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        if (jumps) PrefetchAhead(x + r * stride + v * L, stride);
+        const V d = load(x + r * stride + v * L) - anchor[v];
+        sum[v] += d;
+        square[v] += d * d;
+      }
     }
+    // With n left^2 = sum^2 / n and m2 = square - n left^2: far where left^2 > 4 m2 / n.
+    auto far = (sum[0] * sum[0] * share > most * square[0]);
+    for (int v = 1; v < kVectors; ++v) far |= (sum[v] * sum[v] * share > most * square[v]);
+    if (pass == 1 || !S::Any(far)) break;
+    for (int v = 0; v < kVectors; ++v) anchor[v] = S::Rounded(anchor[v] + sum[v] * share);
   }
   const double share_of_tile = static_cast<double>(rows) / (before + rows);
   const double both = before * share_of_tile;
   for (int v = 0; v < kVectors; ++v) {
-    const int lanes = kPart ? static_cast<int>(count) : L;
-    for (int i = 0; i < lanes; ++i) {
-      const double left = static_cast<double>(rest[v][i]) / rows;
-      const double tile_mean = static_cast<double>(first[v][i]) + rough[v][i] + left;
-      const double tile_m2 = square[v][i] - rows * left * left;
-      double& lane_mean = mean[v * L + i];
-      const double delta = tile_mean - lane_mean;
-      lane_mean += delta * share_of_tile;
-      m2[v * L + i] += (tile_m2 < 0 ? 0 : tile_m2) + delta * delta * both;
-    }
+    const Wide total = S::Widened(sum[v]), left = total / static_cast<double>(rows);
+    Wide tile_m2 = S::Widened(square[v]) - total * left;
+    tile_m2 = (tile_m2 < 0) ? Wide{} : tile_m2;
+    const Wide before_mean = LoadLanes<kPart, Wide>(mean + v * L, count);
+    const Wide delta = S::Widened(anchor[v]) + left - before_mean;
+    StoreLanes<kPart>(mean + v * L, before_mean + delta * share_of_tile, count);
+    StoreLanes<kPart>(m2 + v * L,
+                      LoadLanes<kPart, Wide>(m2 + v * L, count) + tile_m2 + delta * delta * both,
+                      count);
   }
 }
 
@@ -586,36 +708,70 @@ void LanesMoments(const T* x, int64_t rows, int64_t channels, bool subtract_mean
   }
 }
 
-// kCenter and kShift as kGamma and kBeta of rows.
+// Elements of a few rows, with the coefficients of their lanes in registers. kCenter and kShift as
+// kGamma and kBeta of rows.
+template <bool kCenter, bool kShift, class Step, class T>
+struct AffineTile {
+  using S = Simd<T>;
+  using U = typename S::U;
+  const T* x;
+  int64_t rows, stride;
+  const U *center, *scale, *shift;
+  Step step;
+  Writer<T> out;
+
+  template <int kVectors, bool kPart>
+  void Run(int64_t lane, int64_t count) const {
+    using V = typename S::V;
+    constexpr int L = S::kLanes;
+    const bool has_center = Step::kPlain ? kCenter : center != nullptr;
+    const bool has_shift = Step::kPlain ? kShift : shift != nullptr;
+    const auto parameter = [&](const U* p) {
+      return kPart ? S::LoadParameterPart(p, count) : S::LoadParameter(p);
+    };
+    V c[kVectors] = {}, a[kVectors], b[kVectors] = {};
+    for (int v = 0; v < kVectors; ++v) {
+      if (has_center) c[v] = parameter(center + lane + v * L);
+      a[v] = parameter(scale + lane + v * L);
+      if (has_shift) b[v] = parameter(shift + lane + v * L);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t i = r * stride + lane + v * L;
+        V z = kPart ? S::LoadPart(x + i, count) : S::Load(x + i);
+        if (has_center) z -= c[v];
+        z *= a[v];
+        if (has_shift) z += b[v];
+        if constexpr (kPart) {
+          S::StorePart(out.y + i, step(z, i, count), count);
+        } else {
+          out.Store(i, step(z, i));
+        }
+      }
+    }
+  }
+};
+
+// Calls tile(first element, rows) for the rows of lanes, a few at a time, and once more for part of
+// a row.
+template <class Tile>
+inline void ForTiles(int64_t size, int64_t lanes, const Tile& tile) {
+  const int64_t rows = size / lanes;
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    tile(row * lanes, rows - row < kTileRows ? rows - row : kTileRows, lanes);
+  }
+  if (rows * lanes < size) tile(rows * lanes, 1, size - rows * lanes);
+}
+
 template <bool kCenter, bool kShift, class Step, class T, class U = typename Simd<T>::U>
 __attribute__((noinline)) void PlainLanesAffine(const T* x, int64_t size, int64_t lanes,
                                                 const U* center, const U* scale, const U* shift,
-                                                Step step, T* y) {
-  using S = Simd<T>;
-  using V = typename S::V;
-  const bool has_center = Step::kPlain ? kCenter : center != nullptr;
-  const bool has_shift = Step::kPlain ? kShift : shift != nullptr;
-  for (int64_t begin = 0; begin < size; begin += lanes) {
-    const T* row = x + begin;
-    T* out = y + begin;
-    const Step row_step = step.From(begin);
-    ForVectors<S::kLanes>(
-        size - begin < lanes ? size - begin : lanes,
-        [&](int64_t i) {
-          V v = S::Load(row + i);
-          if (has_center) v -= S::LoadParameter(center + i);
-          v *= S::LoadParameter(scale + i);
-          if (has_shift) v += S::LoadParameter(shift + i);
-          S::Store(out + i, row_step(v, i));
-        },
-        [&](int64_t i, int64_t n) {
-          V v = S::LoadPart(row + i, n);
-          if (has_center) v -= S::LoadParameterPart(center + i, n);
-          v *= S::LoadParameterPart(scale + i, n);
-          if (has_shift) v += S::LoadParameterPart(shift + i, n);
-          S::StorePart(out + i, row_step(v, i, n), n);
-        });
-  }
+                                                Step step, bool stream, T* y) {
+  ForTiles(size, lanes, [&](int64_t begin, int64_t rows, int64_t width) {
+    ForLanes<Simd<T>::kLanes>(width, AffineTile<kCenter, kShift, Step, T>{
+                                         x + begin, rows, lanes, center, scale, shift,
+                                         step.From(begin), Writer<T>(y + begin, stream, lanes)});
+  });
 }
 
 // Repeats a vector of channels `fold` times; null stays null.
@@ -638,10 +794,10 @@ void FoldedLanesAffine(const T* x, int64_t size, int64_t lanes, const U* center,
                                      : PlainLanesAffine<true, false, Plain, T>)
                             : (shift ? PlainLanesAffine<false, true, Plain, T>
                                      : PlainLanesAffine<false, false, Plain, T>);
-    return run(x, size, lanes, center, scale, shift, Plain(), y);
+    return run(x, size, lanes, center, scale, shift, Plain(), finish.stream, y);
   }
   WithStep(finish, [&](auto step) {
-    PlainLanesAffine<true, true>(x, size, lanes, center, scale, shift, step, y);
+    PlainLanesAffine<true, true>(x, size, lanes, center, scale, shift, step, finish.stream, y);
   });
 }
 
@@ -678,9 +834,14 @@ struct SumsTile {
       }
     }
     V g[kVectors] = {}, g_xc[kVectors] = {}, xc[kVectors] = {};
+    const bool jumps = stride > kVectors * L;
     for (int64_t r = 0; r < rows; ++r) {
       for (int v = 0; v < kVectors; ++v) {
         const int64_t at = r * stride + lane + v * L;
+        if (jumps) {
+          PrefetchAhead(dy + at, stride);
+          PrefetchAhead(x + at, stride);
+        }
         const V d = kPart ? S::LoadPart(dy + at, count) : S::Load(dy + at);
         const V c = (kPart ? S::LoadPart(x + at, count) : S::Load(x + at)) - middle[v];
         g[v] += d;
@@ -736,54 +897,78 @@ void LanesSums(const T* dy, const T* x, int64_t rows, int64_t channels, const U*
   }
 }
 
+template <class T>
+struct GradientTile {
+  using S = Simd<T>;
+  using U = typename S::U;
+  const T *dy, *x;
+  int64_t rows, stride;
+  LaneGradient<U> k;
+  Writer<T> out;
+
+  template <int kVectors, bool kPart>
+  void Run(int64_t lane, int64_t count) const {
+    using V = typename S::V;
+    constexpr int L = S::kLanes;
+    const auto parameter = [&](const U* p, int v) {
+      p += lane + v * L;
+      return kPart ? S::LoadParameterPart(p, count) : S::LoadParameter(p);
+    };
+    V gamma[kVectors], center[kVectors], rstd[kVectors], mean_g[kVectors], slope[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      gamma[v] = parameter(k.gamma, v);
+      center[v] = parameter(k.center, v);
+      rstd[v] = parameter(k.rstd, v);
+      slope[v] = parameter(k.slope, v);
+      mean_g[v] = parameter(k.mean_g, v) - parameter(k.residual, v) * slope[v];
+    }
+    const bool jumps = stride > kVectors * L;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t i = r * stride + lane + v * L;
+        if (jumps) {
+          PrefetchAhead(dy + i, stride);
+          PrefetchAhead(x + i, stride);
+        }
+        const V g = kPart ? S::LoadPart(dy + i, count) : S::Load(dy + i);
+        const V xc = (kPart ? S::LoadPart(x + i, count) : S::Load(x + i)) - center[v];
+        const V d = rstd[v] * (S::Rounded(g * gamma[v]) - mean_g[v] - xc * slope[v]);
+        if constexpr (kPart) {
+          S::StorePart(out.y + i, d, count);
+        } else {
+          out.Store(i, d);
+        }
+      }
+    }
+  }
+};
+
 template <class T, class U = typename Simd<T>::U>
 void PlainLanesGradient(const T* dy, const T* x, int64_t size, int64_t lanes,
-                        const LaneGradient<U>& k, T* dx) {
-  using S = Simd<T>;
-  using V = typename S::V;
-  const auto gradient = [](V g, V v, V gamma, V center, V residual, V mean_g, V slope, V rstd) {
-    return rstd * (S::Rounded(g * gamma) - mean_g - (v - center - residual) * slope);
-  };
-  for (int64_t begin = 0; begin < size; begin += lanes) {
-    ForVectors<S::kLanes>(
-        size - begin < lanes ? size - begin : lanes,
-        [&](int64_t i) {
-          S::Store(dx + begin + i,
-                   gradient(S::Load(dy + begin + i), S::Load(x + begin + i),
-                            S::LoadParameter(k.gamma + i), S::LoadParameter(k.center + i),
-                            S::LoadParameter(k.residual + i), S::LoadParameter(k.mean_g + i),
-                            S::LoadParameter(k.slope + i), S::LoadParameter(k.rstd + i)));
-        },
-        [&](int64_t i, int64_t n) {
-          S::StorePart(
-              dx + begin + i,
-              gradient(S::LoadPart(dy + begin + i, n), S::LoadPart(x + begin + i, n),
-                       S::LoadParameterPart(k.gamma + i, n), S::LoadParameterPart(k.center + i, n),
-                       S::LoadParameterPart(k.residual + i, n),
-                       S::LoadParameterPart(k.mean_g + i, n), S::LoadParameterPart(k.slope + i, n),
-                       S::LoadParameterPart(k.rstd + i, n)),
-              n);
-        });
-  }
+                        const LaneGradient<U>& k, bool stream, T* dx) {
+  ForTiles(size, lanes, [&](int64_t begin, int64_t rows, int64_t width) {
+    ForLanes<Simd<T>::kLanes>(width, GradientTile<T>{dy + begin, x + begin, rows, lanes, k,
+                                                     Writer<T>(dx + begin, stream, lanes)});
+  });
 }
 
 template <class T, class U = typename Simd<T>::U>
 void LanesGradient(const T* dy, const T* x, int64_t rows, int64_t channels,
-                   const LaneGradient<U>& k, T* dx) {
+                   const LaneGradient<U>& k, bool stream, T* dx) {
   const int64_t fold = FoldOf<T>(rows, channels);
-  if (fold == 1) return PlainLanesGradient(dy, x, rows * channels, channels, k, dx);
+  if (fold == 1) return PlainLanesGradient(dy, x, rows * channels, channels, k, stream, dx);
   U wide[6][kWidestLanes];
   const LaneGradient<U> repeated = {
       Repeat(k.center, channels, fold, wide[0]), Repeat(k.residual, channels, fold, wide[1]),
       Repeat(k.rstd, channels, fold, wide[2]),   Repeat(k.mean_g, channels, fold, wide[3]),
       Repeat(k.slope, channels, fold, wide[4]),  Repeat(k.gamma, channels, fold, wide[5])};
-  PlainLanesGradient(dy, x, rows * channels, fold * channels, repeated, dx);
+  PlainLanesGradient(dy, x, rows * channels, fold * channels, repeated, stream, dx);
 }
 
 template <class T>
 constexpr Kernels<T> Table() {
   return {SegmentMoments<T>,  SegmentAffine<T>, RowAffine<T>, SegmentSums<T>,
-          SegmentGradient<T>, RowGradient<T>,   ShortRows<T>, ShortRowsGradient<T>,
+          SegmentGradient<T>, RowsGradient<T>,  ShortRows<T>, ShortRowsGradient<T>,
           LanesMoments<T>,    LanesAffine<T>,   LanesSums<T>, LanesGradient<T>};
 }
 

@@ -58,10 +58,12 @@ struct Kernels {
   // gamma[i] may be null
   Sums (*segment_sums)(const T* dy, const T* x, int64_t size, const U* gamma, U center);
   void (*segment_gradient)(const T* dy, const T* x, int64_t size, const Gradient<U>& k, U gamma,
-                           T* dx);
-  // Adds dy * x^ to dgamma[i] and dy to dbeta[i] where they are not null. gamma may be null.
-  void (*row_gradient)(const T* dy, const T* x, int64_t size, const Gradient<U>& k, const U* gamma,
-                       T* dx, U* dgamma, U* dbeta);
+                           bool stream, T* dx);
+  // Of rows `stride` elements apart, each with its k. Adds dy * x^ to dgamma[i] and dy to dbeta[i]
+  // where they are not null. gamma may be null.
+  void (*rows_gradient)(const T* dy, const T* x, int64_t rows, int64_t size, int64_t stride,
+                        const Gradient<U>* k, const U* gamma, bool stream, T* dx, U* dgamma,
+                        U* dbeta);
 
   // Rows of `size` <= kShortRow elements, `stride` apart, each normalized by itself, side by side
   // in the lanes of vectors. Statistics of row r go to out[r * out_stride]; those that are null,
@@ -86,7 +88,7 @@ struct Kernels {
   void (*lanes_sums)(const T* dy, const T* x, int64_t rows, int64_t channels, const U* center,
                      double* sum_dy, double* sum_dy_xc, double* sum_xc);
   void (*lanes_gradient)(const T* dy, const T* x, int64_t rows, int64_t channels,
-                         const LaneGradient<U>& k, T* dx);
+                         const LaneGradient<U>& k, bool stream, T* dx);
 };
 
 // One table per element type and instruction set; each is defined in kernels_<target>.cc.

@@ -77,6 +77,7 @@ void NormalizeLanes(const Pool& pool, const Geometry& k, const T* x, const U* ga
                     const StatisticsOut<U>& out, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels(), sample = k.s * channels;
+  const bool stream = Streams(k, x, y);
   Arena arena(scratch);
   const LanesForward<U> work(&arena, k);
   if (!CutLanes(k)) {
@@ -90,7 +91,7 @@ void NormalizeLanes(const Pool& pool, const Geometry& k, const T* x, const U* ga
         work.Standardize(k, n, task, gamma, beta, epsilon, subtract_mean, out);
         if (y == nullptr) continue;
         kernels.lanes_affine(x + n * sample, k.s, channels, work.center + base, work.scale + base,
-                             work.shift + base, {activation}, y + n * sample);
+                             work.shift + base, {activation, nullptr, stream}, y + n * sample);
       }
     });
     return;
@@ -126,7 +127,8 @@ void NormalizeLanes(const Pool& pool, const Geometry& k, const T* x, const U* ga
     const int64_t n = piece / pieces, begin = n * sample + range.begin * channels,
                   base = n * channels;
     kernels.lanes_affine(x + begin, range.end - range.begin, channels, work.center + base,
-                         work.scale + base, work.shift + base, {activation}, y + begin);
+                         work.scale + base, work.shift + base, {activation, nullptr, stream},
+                         y + begin);
   });
 }
 
@@ -228,6 +230,7 @@ void NormalizeLanesGrad(const Pool& pool, const Geometry& k, const T* dy, const 
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels(), sample = k.s * channels;
   const bool activated = activation != Activation::kNone;
+  const bool stream = !activated && Streams(k, dy, dx);
   Arena arena(scratch);
   const LanesBackward<U> work(&arena, k);
   for (int64_t c = 0; c < channels; ++c) work.gamma[c] = gamma ? gamma[c] : U{1};
@@ -254,7 +257,8 @@ void NormalizeLanesGrad(const Pool& pool, const Geometry& k, const T* dy, const 
         }
         sum(sample_dy);
         work.Differentiate(k, n, task, variance, epsilon, subtract_mean);
-        kernels.lanes_gradient(sample_dy, sample_x, k.s, channels, work.At(base), dx + n * sample);
+        kernels.lanes_gradient(sample_dy, sample_x, k.s, channels, work.At(base), stream,
+                               dx + n * sample);
       }
     });
   } else {
@@ -298,7 +302,7 @@ void NormalizeLanesGrad(const Pool& pool, const Geometry& k, const T* dy, const 
       const Range range = Part(k.s, pieces, piece % pieces);
       const int64_t n = piece / pieces, begin = n * sample + range.begin * channels;
       kernels.lanes_gradient(dy + begin, x + begin, range.end - range.begin, channels,
-                             work.At(n * channels), dx + begin);
+                             work.At(n * channels), stream, dx + begin);
     });
   }
   if (dgamma != nullptr || dbeta != nullptr) {

@@ -233,6 +233,7 @@ void MomentsGrad(const Pool& pool, const Geometry& k, const T* x, const Paramete
   // Of rows and runs, the d * t elements of a mean in one s lie side by side.
   const int64_t block = k.d * k.t, blocks = k.n * k.s * k.g;
   const int64_t tiles = CeilDiv(block, kPieceElements);
+  const Finish<T> finish = {Activation::kNone, nullptr, Streams(k, x, dx)};
   const int64_t tasks = Tasks(blocks * tiles, CeilDiv(block, tiles), 1024);
   ParallelFor(pool, tasks, [&](int64_t task) {
     const Range range = Part(blocks * tiles, tasks, task);
@@ -240,7 +241,7 @@ void MomentsGrad(const Pool& pool, const Geometry& k, const T* x, const Paramete
       const int64_t b = i / tiles, unit = b / (k.s * k.g) * k.g + b % k.g;
       const Range part = Part(block, tiles, i % tiles);
       kernels.segment_affine(x + b * block + part.begin, part.end - part.begin, mean[unit],
-                             scale_of(unit), shift_of(unit), {}, dx + b * block + part.begin);
+                             scale_of(unit), shift_of(unit), finish, dx + b * block + part.begin);
     }
   });
 }
@@ -252,11 +253,12 @@ void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter
   if (k.size() == 0) return;
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels();
+  const Finish<T> finish = {activation, nullptr, Streams(k, x, y)};
   if (k.t == 1) {
     ForLaneRows(pool, k, [&](int64_t n, int64_t begin, int64_t end) {
       const int64_t base = n * channels, offset = (n * k.s + begin) * channels;
       kernels.lanes_affine(x + offset, end - begin, channels, center ? center + base : nullptr,
-                           scale + base, shift ? shift + base : nullptr, {activation}, y + offset);
+                           scale + base, shift ? shift + base : nullptr, finish, y + offset);
     });
     return;
   }
@@ -270,7 +272,7 @@ void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter
       const Range part = Part(k.t, tiles, i % tiles);
       const int64_t offset = run * k.t + part.begin;
       kernels.segment_affine(x + offset, part.end - part.begin, center ? center[c] : U{0}, scale[c],
-                             shift ? shift[c] : U{0}, {activation}, y + offset);
+                             shift ? shift[c] : U{0}, finish, y + offset);
     }
   });
 }

@@ -17,6 +17,13 @@ struct Pool {
   std::function<void(std::function<void()>)> schedule;
 };
 
+// Puts stores past the caches in order with what follows.
+inline void StoreFence() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // Calls fn(block) once for each block in [0, blocks), on the calling thread and up to
 // pool.threads - 1 others. Which thread takes which block varies; results must not depend on it.
 // The caller works too and waits only for blocks that another thread is already running, so a pool
@@ -26,6 +33,7 @@ void ParallelFor(const Pool& pool, int64_t blocks, const Fn& fn) {
   const int64_t helpers = (pool.threads < blocks ? pool.threads : blocks) - 1;
   if (helpers <= 0 || !pool.schedule) {
     for (int64_t block = 0; block < blocks; ++block) fn(block);
+    StoreFence();
     return;
   }
   // Outlives this call: a helper that starts late finds no block left and touches nothing else.
@@ -49,6 +57,7 @@ void ParallelFor(const Pool& pool, int64_t blocks, const Fn& fn) {
       ++finished;
     }
     if (finished == 0) return;
+    StoreFence();
     std::lock_guard<std::mutex> lock(shared.mutex);
     shared.done += finished;
     if (shared.done == shared.blocks) shared.all_done.notify_all();

@@ -15,6 +15,7 @@ namespace keras_norms {
 constexpr int64_t kWideRow = 32768;      // elements of a row from which few rows are cut
 constexpr int64_t kRowInCache = 131072;  // elements of a row above which any row is cut
 constexpr int64_t kSamplesAtOnce = 256;  // of short rows, in each group
+constexpr int64_t kRowsAtOnce = 2;       // whose gradients a task finds together
 constexpr int64_t kFlushRows = 64;       // rows whose parameter gradients are summed in U
 constexpr int64_t kColumns = 4096;       // columns per task of a wide row's gradient
 
@@ -58,6 +59,7 @@ void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gam
                    const StatisticsOut<U>& out, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t rows = k.units(), d = k.d;
+  const bool stream = Streams(k, x, y);
   const auto at = [&](const U* p, int64_t row) { return p ? p + row % k.g * d : nullptr; };
   if (d <= kShortRow) {
     const int64_t tasks = Tasks(k.n, k.channels(), 256);
@@ -83,7 +85,7 @@ void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gam
         if (y == nullptr) continue;
         kernels.row_affine(x + row * d, d, standard.center, standard.residual,
                            static_cast<U>(standard.rstd), at(gamma, row), at(beta, row),
-                           {activation}, y + row * d);
+                           {activation, nullptr, stream}, y + row * d);
       }
     });
     return;
@@ -114,7 +116,8 @@ void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gam
     const int64_t row = piece / pieces.tiles, begin = row * d + range.begin;
     const auto from = [&](const U* p) { return p ? at(p, row) + range.begin : nullptr; };
     kernels.row_affine(x + begin, range.end - range.begin, work.center[row], work.residual[row],
-                       work.rstd[row], from(gamma), from(beta), {activation}, y + begin);
+                       work.rstd[row], from(gamma), from(beta), {activation, nullptr, stream},
+                       y + begin);
   });
 }
 
@@ -169,6 +172,7 @@ void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t rows = k.units(), d = k.d, channels = k.channels();
   const bool parameters = dgamma != nullptr || dbeta != nullptr;
+  const bool stream = activation == Activation::kNone && Streams(k, dy, dx);
   const double count = static_cast<double>(d);
   Arena arena(scratch);
   const RowsBackward<U> work(&arena, k);
@@ -191,32 +195,42 @@ void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
     return;
   }
   if (!work.cut) {
+    // Rows of one group are as far apart as samples.
+    const int64_t at_once = k.g == 1 ? kRowsAtOnce : 1;
     ParallelFor(pool, work.tasks, [&](int64_t task) {
       const Range range = Part(rows, work.tasks, task);
       const ParameterSums<U> sums = work.sums.From(task * channels);
       if (parameters) sums.Clear(channels);
       int64_t since_flush = 0;
-      for (int64_t row = range.begin; row < range.end; ++row) {
-        const T *row_dy = dy + row * d, *row_x = x + row * d;
-        const int64_t first = row % k.g * d;
+      for (int64_t begin = range.begin, end; begin < range.end; begin = end) {
+        end = std::min(range.end, begin + at_once);
+        const int64_t first = begin % k.g * d;
         const U* row_gamma = gamma ? gamma + first : nullptr;
-        if (activation != Activation::kNone) {
-          double residual = 0;
-          if (NeedsResidual(mean + row, variance + row, 1, epsilon)) {
-            residual = kernels.segment_sums(row_x, row_x, d, nullptr, mean[row]).xc / count;
+        Gradient<U> gradients[kRowsAtOnce];
+        for (int64_t row = begin; row < end; ++row) {
+          const T *row_dy = dy + row * d, *row_x = x + row * d;
+          if (activation != Activation::kNone) {
+            double residual = 0;
+            if (NeedsResidual(mean + row, variance + row, 1, epsilon)) {
+              residual = kernels.segment_sums(row_x, row_x, d, nullptr, mean[row]).xc / count;
+            }
+            const Standard<U> standard(mean[row], residual, variance[row], epsilon);
+            kernels.row_affine(row_x, d, standard.center, standard.residual,
+                               static_cast<U>(standard.rstd), row_gamma,
+                               beta ? beta + first : nullptr, {activation, row_dy}, dx + row * d);
+            row_dy = dx + row * d;
           }
-          const Standard<U> standard(mean[row], residual, variance[row], epsilon);
-          kernels.row_affine(row_x, d, standard.center, standard.residual,
-                             static_cast<U>(standard.rstd), row_gamma,
-                             beta ? beta + first : nullptr, {activation, row_dy}, dx + row * d);
-          row_dy = dx + row * d;
+          gradients[row - begin] =
+              GradientOf<U>(kernels.segment_sums(row_dy, row_x, d, row_gamma, mean[row]), count,
+                            mean[row], variance[row], epsilon, subtract_mean)
+                  .k;
         }
-        const GradientOf<U> gradient(kernels.segment_sums(row_dy, row_x, d, row_gamma, mean[row]),
-                                     count, mean[row], variance[row], epsilon, subtract_mean);
-        kernels.row_gradient(row_dy, row_x, d, gradient.k, row_gamma, dx + row * d,
-                             parameters ? sums.dgamma + first : nullptr,
-                             parameters ? sums.dbeta + first : nullptr);
-        if (parameters && ++since_flush == kFlushRows * k.g) {
+        kernels.rows_gradient((activation == Activation::kNone ? dy : dx) + begin * d,
+                              x + begin * d, end - begin, d, d, gradients, row_gamma, stream,
+                              dx + begin * d, parameters ? sums.dgamma + first : nullptr,
+                              parameters ? sums.dbeta + first : nullptr);
+        since_flush += end - begin;
+        if (parameters && since_flush >= kFlushRows * k.g) {
           sums.Flush(channels);
           since_flush = 0;
         }
@@ -280,12 +294,13 @@ void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
     const int64_t first = group * d + range.begin, size = range.end - range.begin;
     const ParameterSums<U> sums = work.sums.From(first);
     if (parameters) sums.Clear(size);
-    for (int64_t n = 0; n < k.n; ++n) {
+    for (int64_t n = 0, end; n < k.n; n = end) {
+      end = std::min(k.n, n + (k.g == 1 ? kRowsAtOnce : 1));
       const int64_t row = n * k.g + group, begin = row * d + range.begin;
-      kernels.row_gradient(dy + begin, x + begin, size, work.gradients[row],
-                           gamma ? gamma + first : nullptr, dx + begin,
-                           parameters ? sums.dgamma : nullptr, parameters ? sums.dbeta : nullptr);
-      if (parameters && (n + 1) % kFlushRows == 0) sums.Flush(size);
+      kernels.rows_gradient(dy + begin, x + begin, end - n, size, d, work.gradients + row,
+                            gamma ? gamma + first : nullptr, stream, dx + begin,
+                            parameters ? sums.dgamma : nullptr, parameters ? sums.dbeta : nullptr);
+      if (parameters && end % kFlushRows == 0) sums.Flush(size);
     }
     if (parameters) sums.Flush(size);
   });

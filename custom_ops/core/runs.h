@@ -85,6 +85,7 @@ void NormalizeRuns(const Pool& pool, const Geometry& k, const T* x, const U* gam
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels();
   const double count = static_cast<double>(k.count());
+  const bool stream = Streams(k, x, y);
   const auto at = [](const U* p, int64_t c) { return p ? p + c : nullptr; };
   if (!CutRuns(k)) {
     const int64_t tasks = Tasks(k.units(), k.count(), 256);
@@ -104,8 +105,8 @@ void NormalizeRuns(const Pool& pool, const Geometry& k, const T* x, const U* gam
           const U scale = standard.Scale(at(gamma, c));
           const U shift = standard.Shift(at(gamma, c), at(beta, c));
           ForRuns(k, WholeChannel(k, n, c), [&](int64_t offset, int64_t size) {
-            kernels.segment_affine(x + offset, size, standard.center, scale, shift, {activation},
-                                   y + offset);
+            kernels.segment_affine(x + offset, size, standard.center, scale, shift,
+                                   {activation, nullptr, stream}, y + offset);
           });
         }
       }
@@ -146,7 +147,7 @@ void NormalizeRuns(const Pool& pool, const Geometry& k, const T* x, const U* gam
     const int64_t at_channel = piece.n * channels + piece.c;
     ForRuns(k, piece, [&](int64_t offset, int64_t size) {
       kernels.segment_affine(x + offset, size, work.center[at_channel], work.scale[at_channel],
-                             work.shift[at_channel], {activation}, y + offset);
+                             work.shift[at_channel], {activation, nullptr, stream}, y + offset);
     });
   });
 }
@@ -208,6 +209,7 @@ void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
   const int64_t channels = k.channels();
   const double count = static_cast<double>(k.count());
   const bool activated = activation != Activation::kNone;
+  const bool stream = !activated && Streams(k, dy, dx);
   const T* const dz = activated ? dx : dy;
   Arena arena(scratch);
   const RunsBackward<U> work(&arena, k);
@@ -237,7 +239,7 @@ void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
   const auto apply = [&](const RunPiece& piece, const Gradient<U>& gradient) {
     const U w = gamma ? gamma[piece.c] : U{1};
     ForRuns(k, piece, [&](int64_t offset, int64_t size) {
-      kernels.segment_gradient(dz + offset, x + offset, size, gradient, w, dx + offset);
+      kernels.segment_gradient(dz + offset, x + offset, size, gradient, w, stream, dx + offset);
     });
   };
 

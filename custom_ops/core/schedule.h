@@ -5,10 +5,22 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "custom_ops/core/geometry.h"
+
 namespace keras_norms {
 
 constexpr int64_t kTaskElements = 16384;  // less work than this is not worth a task
 constexpr int64_t kFewMeans = 8;          // fewer means than this are cut into pieces
+
+// Bytes of the last cache before the memory, as the system tells them.
+int64_t LastCacheBytes();
+
+// Whether to write `to` past the caches: it would not fit, and need not be read before it is
+// written, as a cache would. What is written over its own input is there already.
+template <class T>
+bool Streams(const Geometry& k, const T* from, const T* to) {
+  return to != from && k.size() * static_cast<int64_t>(sizeof(T)) > LastCacheBytes();
+}
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

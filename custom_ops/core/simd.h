@@ -6,7 +6,7 @@
 #define KERAS_NORMS_CORE_SIMD_H_
 
 #include <cstdint>
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -181,6 +181,25 @@ inline void StoreFirst(double* p, Doubles::V v, int64_t count) { ScatterFirst(p,
 #endif
 #endif
 
+#if defined(__x86_64__)
+template <class V>
+inline void StreamTo(void* p, V v) {
+  if constexpr (sizeof(V) == 8) {
+    _mm_stream_si64(static_cast<long long*>(p), (long long)v);
+  } else if constexpr (sizeof(V) == 16) {
+    _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+#if defined(__AVX2__)
+  } else if constexpr (sizeof(V) == 32) {
+    _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+#endif
+#if KERAS_NORMS_VECTOR_BYTES == 64
+  } else if constexpr (sizeof(V) == 64) {
+    _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+#endif
+  }
+}
+#endif
+
 template <class To, class From>
 inline To Copied(const From* from) {
   To to;
@@ -222,6 +241,18 @@ struct Simd {
       __builtin_memcpy(p, &v, sizeof(v));
     }
   }
+  // Past the caches: p must be aligned to what is stored, and a fence must follow.
+  static void Stream(T* p, V v) {
+#if defined(__x86_64__)
+    if constexpr (sizeof(T) == 2) {
+      StreamTo(p, Narrow(v, p));
+    } else {
+      StreamTo(p, v);
+    }
+#else
+    Store(p, v);
+#endif
+  }
   // The first `count` < kLanes elements; the others read as 0.
   static V LoadPart(const T* p, int64_t count) {
     if constexpr (sizeof(T) == 2) {
@@ -244,7 +275,9 @@ struct Simd {
   static V Fill(U value) { return V{} + value; }
   static U First(const T* p) {
     if constexpr (sizeof(T) == 2) {
-      return LoadPart(p, 1)[0];
+      Floats::Half h = {};
+      __builtin_memcpy(&h, p, sizeof(T));
+      return Widen(h, p)[0];
     } else {
       return *p;
     }
@@ -255,6 +288,24 @@ struct Simd {
     for (int i = 0; i < kLanes; ++i) keep[i] = i < count ? -1 : 0;
     return (V)((I)v & keep);
   }
+  // Whether a comparison holds in any lane.
+  static bool Any(I mask) {
+    uint64_t parts[sizeof(I) / 8], any = 0;
+    __builtin_memcpy(parts, &mask, sizeof(mask));
+    for (uint64_t part : parts) any |= part;
+    return any != 0;
+  }
+  static V Larger(V a, V b) { return (a < b) ? b : a; }
+  static V Absolute(V v) { return Larger(v, -v); }
+  // v to the nearest multiple of a power of 2 that is 1/32 to 1/16 of `spread` (or to v's own last
+  // bit). Where x has few different values, x - v then has few bits, which sums keep; otherwise
+  // they would lose the same bits of v again and again.
+  static V Coarse(V v, V spread) {
+    constexpr bool kFloat = sizeof(U) == 4;
+    const I power = (I)spread & (I{} + (kFloat ? 0x7f800000 : 0x7ff0000000000000));
+    const V shift = (V)power * static_cast<U>(kFloat ? 0x1.8p19 : 0x1.8p48);
+    return Rounded(v + shift) - shift;
+  }
   // Hides how v was made, so that v * w + z is not contracted: the product is rounded by itself.
   static V Rounded(V v) {
 #if defined(__x86_64__)
@@ -264,9 +315,12 @@ struct Simd {
 #endif
     return v;
   }
+  // In double.
+  typedef double Wide __attribute__((vector_size(kLanes * 8)));
+  static Wide Widened(V v) { return __builtin_convertvector(v, Wide); }
+  static V Narrowed(const Wide& v) { return __builtin_convertvector(v, V); }
   static double Sum(V v) {
-    typedef double Wide __attribute__((vector_size(kLanes * 8)));
-    const Wide wide = __builtin_convertvector(v, Wide);
+    const Wide wide = Widened(v);
     double sum[kLanes];
     __builtin_memcpy(sum, &wide, sizeof(sum));
     return SumOf<kLanes>(sum);
