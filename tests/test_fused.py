@@ -664,7 +664,7 @@ def test_more_means_than_memory():
     """2^62 samples of no elements ask for more means than fit an address."""
     x = tf.zeros((2**62, 0, 5, 4))
     message = re.escape(
-        f"`x` must have fewer than 2^63 elements and means. Received: x.shape=({2**62}, 0, 5, 4), "
+        f"`x` must have fewer than 2^56 elements and means. Received: x.shape=({2**62}, 0, 5, 4), "
         "groups=2"
     )
     for op in (normalize, moments):

@@ -123,12 +123,15 @@ struct Attributes {
           absl::StrCat("`groups` must divide the number of channels. Received: groups=", groups,
                        ", channels=", sizes[2], ", x.shape=(", absl::StrJoin(dims, ", "), ")"));
     }
+    // Beyond any address space; below, XLA can add up the bytes of all arrays without overflow.
+    constexpr int64_t kLimit = int64_t{1} << 56;
+    const int64_t means = tensorflow::MultiplyWithoutOverflow(sizes[0], g);
     const bool fits = sizes[0] >= 0 && sizes[1] >= 0 && sizes[2] >= 0 && sizes[3] >= 0 &&
-                      all >= 0 && tensorflow::MultiplyWithoutOverflow(sizes[0], sizes[2]) >= 0 &&
-                      tensorflow::MultiplyWithoutOverflow(sizes[0], g) >= 0;
+                      all >= 0 && all < kLimit && means >= 0 && means < kLimit &&
+                      tensorflow::MultiplyWithoutOverflow(sizes[0], sizes[2]) >= 0;
     if (!fits) {
       return absl::InvalidArgumentError(
-          absl::StrCat("`x` must have fewer than 2^63 elements and means. Received: x.shape=(",
+          absl::StrCat("`x` must have fewer than 2^56 elements and means. Received: x.shape=(",
                        absl::StrJoin(dims, ", "), "), groups=", groups));
     }
     *k = {sizes[0], sizes[1], g, per_channel ? 1 : sizes[2] / g, sizes[3]};

@@ -39,16 +39,14 @@ struct Shapes {
     if (!c->RankKnown(x)) return absl::OkStatus();
     const int64_t rank = c->Rank(x);
     const int64_t first = attributes.sample_axes + attributes.before_axes;
+    // 0 fits any groups and, beside it, any sizes: what an unknown one decides is the kernel's.
     std::vector<int64_t> sizes(rank);
-    bool known = true;
     for (int64_t i = 0; i < rank; ++i) {
-      const bool here = c->ValueKnown(c->Dim(x, i));
-      sizes[i] = here ? c->Value(c->Dim(x, i)) : 1;
-      known = known && (here || i < first || i >= first + attributes.channel_axes);
+      const auto size = c->Dim(x, i);
+      sizes[i] = c->ValueKnown(size) ? c->Value(size) : 0;
     }
-    // With unknown channels any number of them may be right: leave that check to the kernel.
     Geometry view;
-    TF_RETURN_IF_ERROR(attributes.View(sizes, /*per_channel=*/!known, &view));
+    TF_RETURN_IF_ERROR(attributes.View(sizes, /*per_channel=*/false, &view));
     ShapeHandle samples;
     TF_RETURN_IF_ERROR(c->Subshape(x, 0, attributes.sample_axes, &samples));
     TF_RETURN_IF_ERROR(c->Subshape(x, first, first + attributes.channel_axes, &channels));

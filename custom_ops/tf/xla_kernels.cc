@@ -202,6 +202,15 @@ class NormXlaKernel : public XlaOpKernel {
       Dims got;
       for (int j = 0; j < shape.dims(); ++j) got.push_back(shape.dim_size(j));
       OP_REQUIRES_OK(c, CheckShape(inputs[i].name, got, inputs[i].shape, inputs[i].there));
+      const absl::StatusOr<xla::Shape> known = c->InputXlaShape(i);
+      OP_REQUIRES_OK(c, known.status());
+      // As tf.boolean_mask gives: the core would take what pads it for data.
+      OP_REQUIRES(c, known->is_static(),
+                  absl::UnimplementedError(absl::StrCat(
+                      "`", inputs[i].name,
+                      "` must have a shape that XLA knows when it compiles; for one of bounded "
+                      "sizes use keras_norms.portable(). Received: ",
+                      inputs[i].name, ".shape=", xla::ShapeUtil::HumanString(*known))));
       operands.push_back(c->Input(i));
       operand_shapes.push_back(xla::ShapeUtil::MakeShape(c->input_xla_type(i), got));
     }
