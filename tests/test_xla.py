@@ -1,5 +1,6 @@
 """The compiled op inside XLA: `jit_compile=True` in functions and in `fit`."""
 
+import itertools
 import re
 
 import keras
@@ -396,12 +397,19 @@ def test_after_a_compilation_xla_is_portable():
     )
 
 
-ONE_THREAD = """
-import sys
+# One process imports TensorFlow; a copy of it runs with four threads, and it itself with one.
+THREADS = """
+import os, sys, warnings
 sys.path.insert(0, sys.argv[1])
-import numpy as np, tensorflow as tf
-tf.config.threading.set_intra_op_parallelism_threads(1)
+import keras, numpy as np, tensorflow as tf
+warnings.simplefilter("ignore", DeprecationWarning)  # of copying a process that has threads
+four = os.fork()
+tf.config.threading.set_intra_op_parallelism_threads(1 if four else 4)
 import test_xla
+if not four:
+    np.savez(sys.argv[3], **{f"jit {i}": v.numpy() for i, v in enumerate(test_xla.large())})
+    os._exit(0)
+assert os.waitpid(four, 0)[1] == 0
 results = {f"jit {i}": v.numpy() for i, v in enumerate(test_xla.large())}
 tf.config.optimizer.set_jit(True)
 from tensorflow.python.eager import context
@@ -414,13 +422,27 @@ np.savez(sys.argv[2], **results)
 """
 
 
+BITS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
+
+
 def large():
-    """The ops on data large enough for several threads, under XLA."""
+    """The ops on data large enough for several threads, under XLA: each geometry in a type or two.
+
+    As bits, which NumPy can keep of any type.
+    """
     results = []
-    for name in ("nhwc", "nchw", "whole"):
-        view = test_fused.View(*test_fused.LARGE[name])
-        inputs = test_fused.draw(view, "float32", 10)
-        results += jit(lambda *inputs, view=view: by_the_ops(view, *inputs))(*inputs)
+    types = itertools.cycle(("float32", "bfloat16", "float64", "float16", "float32"))
+    for geometry, dtype in zip(test_fused.LARGE.values(), types, strict=False):
+        view = test_fused.View(*geometry)
+
+        def run(x, dy, gamma, beta, view=view):
+            plain = by_the_ops(view, x, dy, gamma, beta)
+            scale = tf.ones((*view.samples, *view.channels), gamma.dtype) * 1.1
+            inputs = x, dy, gamma, beta, *plain[1:3], scale
+            return *plain, *test_fused.activated(view, *inputs)
+
+        outputs = jit(run)(*test_fused.draw(view, dtype, 10))
+        results += [tf.bitcast(output, BITS[output.dtype.size]) for output in outputs]
     return results
 
 
@@ -438,24 +460,31 @@ def clustered():
 
 
 @pytest.fixture(scope="module")
-def one_thread(tmp_path_factory):
+def threads(tmp_path_factory):
+    """What `large` and `clustered` give with one thread, and `large` with four."""
     test_fused.conftest.need_fused()
-    file = tmp_path_factory.mktemp("xla") / "results.npz"
+    folder = tmp_path_factory.mktemp("xla")
+    files = folder / "one.npz", folder / "four.npz"
     here = test_fused.conftest.__file__.rpartition("/")[0]
     flags = "--tf_xla_cpu_global_jit --tf_xla_min_cluster_size=1"
-    support.run_python(ONE_THREAD, here, file, env={"TF_XLA_FLAGS": flags})
-    with np.load(file) as found:
-        return dict(found)
+    support.run_python(THREADS, here, *files, env={"TF_XLA_FLAGS": flags})
+    results = []
+    for file in files:
+        with np.load(file) as found:
+            results.append(dict(found))
+    return results
 
 
-def test_bitwise_the_same_with_one_thread(one_thread):
+def test_bitwise_the_same_for_any_number_of_threads(threads):
     results = large()
-    assert len(results) == 3 * 14
+    assert len(results) == len(test_fused.LARGE) * 22
     for i, result in enumerate(results):
-        np.testing.assert_array_equal(one_thread[f"jit {i}"], result, err_msg=f"output {i}")
+        for found in threads:
+            np.testing.assert_array_equal(found[f"jit {i}"], result, err_msg=f"output {i}")
 
 
-def test_automatic_clustering(one_thread):
+def test_automatic_clustering(threads):
+    one_thread, _ = threads
     ops = set(one_thread["ops"])
     assert "_XlaRun" in ops and not any(op.startswith("KerasNorms>") for op in ops)
     for i, want in enumerate(clustered()):  # here XLA stands aside
