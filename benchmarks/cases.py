@@ -1,10 +1,22 @@
-"""What is measured: layers on shapes, in a dtype, forward, forward+backward or inference."""
+"""What is measured: layers on shapes, in a dtype, forward, forward+backward or inference.
+
+A model is a case, too: its layer is the norm inside of it, its pass a whole training step.
+"""
 
 import math
 from dataclasses import dataclass
 
-FORWARD, BOTH, INFERENCE = "forward", "forward+backward", "inference"
+FORWARD, BOTH, INFERENCE, STEP = "forward", "forward+backward", "inference", "train step"
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+# The norms that Keras has, with the same arguments. What a row of them must move is known.
+NORMS = (
+    "LayerNormalization",
+    "RMSNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "BatchNormalization",
+)
+SHARED = (*NORMS, "ResidualNormalization")  # take `axis` and `epsilon`; Keras has a like of them
 
 
 @dataclass(frozen=True)
@@ -13,12 +25,14 @@ class Case:
 
     Attributes:
         layer: name of the class in `keras_norms`.
-        shape: of x, with the batch.
+        shape: of x, with the batch; of a CNN's images, or of a Transformer's tokens.
         axis: the channel axis or axes, as the layer takes it.
         groups: of GroupNormalization, else None.
         dtype: of x. Parameters stay float32 beside float16 and bfloat16 (mixed policies).
         training: False is BatchNormalization with its moving statistics.
         family: the part of the table it stands in.
+        activation: of the layer; beside it, Keras has a layer more.
+        model: "CNN" or "Transformer", the model that holds the layer, or None.
     """
 
     layer: str
@@ -28,6 +42,8 @@ class Case:
     dtype: str = "float32"
     training: bool = True
     family: str = "usual"
+    activation: str | None = None
+    model: str | None = None
 
     @classmethod
     def of(cls, kept: dict) -> "Case":
@@ -36,10 +52,18 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The layer as one writes it, without its dtype: `GroupNormalization(32, axis=1)`."""
+        """The layer as one writes it, without its dtype: `GroupNormalization(32, axis=1)`; of a
+        model, behind the model's name.
+        """
+        return f"{self.model} of {self.layer_name}" if self.model else self.layer_name
+
+    @property
+    def layer_name(self) -> str:
         arguments = [] if self.groups is None else [str(self.groups)]
         if self.axis != -1:
             arguments.append(f"axis={self.axis}")
+        if self.activation is not None:
+            arguments.append(f'activation="{self.activation}"')
         return f"{self.layer}({', '.join(arguments)})"
 
     @property
@@ -49,6 +73,8 @@ class Case:
 
     @property
     def passes(self) -> tuple[str, ...]:
+        if self.model:
+            return (STEP,)
         return (FORWARD, BOTH) if self.training else (INFERENCE,)
 
     @property
@@ -58,9 +84,10 @@ class Case:
 
     @property
     def arguments(self) -> dict:
-        """What the constructors of ours and of Keras' layer share."""
+        """What the constructors of ours and of Keras' layer share; of other layers, their own."""
         groups = {} if self.groups is None else {"groups": self.groups}
-        return {"axis": self.axis, "epsilon": 1e-3, "dtype": self.policy, **groups}
+        shared = {"axis": self.axis, "epsilon": 1e-3} if self.layer in SHARED else {}
+        return {**shared, "dtype": self.policy, **groups}
 
 
 def _usual():
@@ -91,8 +118,30 @@ def _inference():
         yield Case("BatchNormalization", shape, axis, training=False, family="inference")
 
 
+def _models():
+    for layer, groups in (("BatchNormalization", None), ("GroupNormalization", 8)):
+        yield Case(layer, (32, 32, 32, 3), groups=groups, family="models", model="CNN")
+    for layer in ("LayerNormalization", "RMSNormalization"):
+        yield Case(layer, (16, 128), family="models", model="Transformer")
+
+
+def _more_layers():
+    image, tokens = (32, 56, 56, 64), (4096, 768)
+    yield Case("BatchNormalization", image, family="more layers", activation="relu")
+    yield Case("GroupNormalization", image, -1, 32, family="more layers", activation="silu")
+    yield Case("LayerNormalization", tokens, family="more layers", activation="gelu")
+    yield Case("ResidualNormalization", tokens, family="more layers")
+    yield Case("DynamicTanh", tokens, family="more layers")
+    for layer in ("SwitchableNormalization", "FilterResponseNormalization"):
+        yield Case(layer, image, family="more layers")
+    yield Case("GlobalResponseNormalization", image, family="more layers")
+    yield Case("EvoNormalizationS0", image, -1, 32, family="more layers")
+    yield Case("WeightStandardization", (4, 7, 7, 256), family="more layers")
+
+
 CASES = (
     *_usual(),
+    *_models(),
     *_inference(),
     *_family(
         "channels first",
@@ -133,6 +182,7 @@ CASES = (
         ("BatchNormalization", (16, 65, 63, 5), -1, None),
     ),
     *_dtypes(),
+    *_more_layers(),
 )
 
 QUICK = (

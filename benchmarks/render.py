@@ -1,81 +1,160 @@
-"""`python -m benchmarks.render`: writes the kept result into README.md, between its markers."""
+"""`python -m benchmarks.render`: writes the kept result into README.md, between its markers.
+
+The chart is drawn beside the kept result, and shown above the tables.
+"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import chart, goals, results
 from benchmarks.cases import Case
-from benchmarks.results import KERAS, OURS, TORCH, Result, Row
+from benchmarks.results import ADDONS, KERAS, OURS, TORCH, Memory, Result, Row
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 README = Path(__file__).parents[1] / "README.md"
 SHOWN = ("usual", "inference")  # families; the others are folded away
+PEERS = {"torch": "torch", "addons": "tensorflow-addons"}
+MODELS, MORE = "models", "more layers"  # families with tables of their own
 HEAD = (
-    "| layer | shape | pass | ours | ours, XLA | best of Keras | times faster | torch "
-    "| × copy limit |\n|---|---|---|--:|--:|--:|--:|--:|--:|"
+    "| layer | shape | pass | ours | ours, XLA | best of Keras | times faster | torch | addons "
+    "| × copy limit |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
+)
+HEAD_MORE = (
+    "| layer | shape | pass | ours | ours, XLA | ours, portable | best of Keras | addons "
+    "| times faster |\n|---|---|---|--:|--:|--:|--:|--:|--:|"
+)
+HEAD_MODELS = (
+    "| training step of | batch | ours | ours, XLA | Keras, graph | Keras, XLA | times faster |\n"
+    "|---|---|--:|--:|--:|--:|--:|"
 )
 
 
-def render(text: str, result: Result) -> str:
-    """`text` with what stands between the markers replaced by the tables of `result`."""
+def render(text: str, result: Result, image: str | None = None) -> str:
+    """`text` with what stands between the markers replaced by chart and tables of `result`."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"The text must hold `{BEGIN}` and then `{END}`, once each.")
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{section(result)}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{section(result, image)}\n{END}{rest.split(END)[1]}"
 
 
-def section(result: Result) -> str:
+def section(result: Result, image: str | None = None) -> str:
+    """The tables, and above them the chart, if `image` is its path as seen from the README."""
     shown = [row for row in result.rows if row.case.family in SHOWN]
-    folded = [row for row in result.rows if row.case.family not in SHOWN]
-    parts = [_about(result), _table(shown)]
+    models, more = ([r for r in result.rows if r.case.family == f] for f in (MODELS, MORE))
+    folded = [r for r in result.rows if r.case.family not in (*SHOWN, MODELS, MORE)]
+    parts = [_about(result)]
+    if image:
+        parts.append(f"![Forward and backward of the usual shapes, over the copy limit]({image})")
+    parts.append(_table(HEAD, _line, shown))
+    if models:
+        parts.append(
+            "Whole models, a small CNN and a small Transformer; every norm in them is ours or "
+            f"Keras', all else is the same.\n\n{_table(HEAD_MODELS, _model_line, models)}"
+        )
     if folded:
         parts.append(
-            f"<details><summary>{len(folded)} more rows: channels first, other axes, tiny and "
-            f"awkward shapes, other dtypes</summary>\n\n{_table(folded)}\n\n</details>"
+            _folded(
+                f"{len(folded)} more rows: channels first, other axes, tiny and awkward shapes, "
+                "other dtypes",
+                _table(HEAD, _line, folded),
+            )
         )
+    if more:
+        parts.append(
+            _folded(
+                f"More layers, {len(more)} rows: activations inside of the layer, layers that "
+                "Keras lacks",
+                "Times faster: than the best of Keras, or where Keras lacks the layer, than ours "
+                f"on the portable path.\n\n{_table(HEAD_MORE, _more_line, more)}",
+            )
+        )
+    parts += [_short(*finding) for finding in goals.summary(result)]
     if result.memory:
         parts.append(_memory(result))
     return "\n\n".join(parts)
 
 
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _short(sentence: str, rows: list[str]) -> str:
+    """What a goal says, and folded away the rows that fall short."""
+    return _folded(sentence, "\n".join(f"- {row}" for row in rows)) if rows else sentence
+
+
 def _about(result: Result) -> str:
     about = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    torch = f", torch {about['torch']}" if about.get("torch") else ""
+    peers = "".join(f", {name} {about[key]}" for key, name in PEERS.items() if about.get(key))
     speed = ""
     if result.mean_ratio:
         speed = (
-            f" Geometric mean over all {len(result.rows)} rows: {1 / result.mean_ratio:.1f} times "
-            f"faster than the best of Keras; {len(result.slow_rows)} rows are more than "
-            f"{results.SLOWER:g} times slower."
+            f" Geometric mean over the {len(result.compared)} rows that Keras has: "
+            f"{1 / result.mean_ratio:.1f} times faster than the best of Keras; "
+            f"{len(result.slow_rows)} rows are more than {results.SLOWER:g} times slower."
         )
     return (
-        f"{about['processor']}, {about['threads']} threads, {about['date']}; {versions}{torch}. "
+        f"{about['processor']}, {about['threads']} threads, {about['date']}; {versions}{peers}. "
         "Milliseconds, median of runs in turn. Best of Keras: eager, graph or XLA; torch: the "
-        "better of NCHW and channels_last; copy limit: the time to copy x once forward, 2.5 times "
-        f"forward and backward (shown from 1 MiB on).{speed}"
+        "better of NCHW and channels_last; addons: tensorflow-addons' group and instance norm, "
+        "its TensorFlow's layer and batch norm, the better of graph and XLA; copy limit: the time "
+        "to copy x once forward, 2.5 times forward and backward (shown from 1 MiB on)."
+        f"{speed}"
     )
 
 
-def _table(rows: list[Row]) -> str:
-    return "\n".join([HEAD, *map(_line, rows)])
+def _table(head: str, line, rows: list[Row]) -> str:
+    return "\n".join([head, *map(line, rows)])
 
 
 def _line(row: Row) -> str:
-    case, ratio, limit = row.case, row.ratio(), row.to_limit
-    cells = (
-        f"`{case.name}`",
-        _shape(case) + ("" if case.dtype == "float32" else f" {case.dtype}"),
-        row.passes,
-        _milliseconds(row, OURS),
-        _milliseconds(row, "ours XLA"),
+    limit = row.to_limit
+    return _cells(
+        *_begin(row),
         _milliseconds(row, *KERAS),
-        f"**{1 / ratio:.1f}**" if ratio else "",
+        _times(row.ratio()),
         _milliseconds(row, *TORCH),
-        f"{limit:.1f}" if limit and case.bytes >= 1 << 20 else "",
+        _milliseconds(row, *ADDONS),
+        f"{limit:.1f}" if limit and row.case.bytes >= 1 << 20 else "",
     )
+
+
+def _more_line(row: Row) -> str:
+    return _cells(
+        *_begin(row),
+        _milliseconds(row, "ours portable"),
+        _milliseconds(row, *KERAS),
+        _milliseconds(row, *ADDONS),
+        _times(row.ratio() or row.ratio(others=("ours portable",))),
+    )
+
+
+def _model_line(row: Row) -> str:
+    names = (OURS, "ours XLA", "Keras graph", "Keras XLA")
+    return _cells(
+        f"{row.case.model}, `{row.case.layer_name}`",
+        _shape(row.case),
+        *(_milliseconds(row, name) for name in names),
+        _times(row.ratio(ours=names[:2])),
+    )
+
+
+def _begin(row: Row) -> tuple[str, ...]:
+    case = row.case
+    dtype = "" if case.dtype == "float32" else f" {case.dtype}"
+    times = (_milliseconds(row, name) for name in (OURS, "ours XLA"))
+    return f"`{case.name}`", _shape(case) + dtype, row.passes, *times
+
+
+def _cells(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _times(ratio: float | None) -> str:
+    return f"**{1 / ratio:.1f}**" if ratio else ""
 
 
 def _milliseconds(row: Row, *names: str) -> str:
@@ -84,18 +163,37 @@ def _milliseconds(row: Row, *names: str) -> str:
 
 
 def _memory(result: Result) -> str:
-    case, outputs = result.memory[0].case, result.memory[0].outputs
+    columns = list(dict.fromkeys(memory.column for memory in result.memory))
     lines = [
-        f"Peak memory of a training step through `{case.name}` on {_shape(case)}. What it hands "
-        f"out, y and dx, is {outputs / 2**20:.0f} MiB of it.",
+        "Peak memory of a training step, and behind the bar what a tape keeps between its forward "
+        "and its backward pass, in MiB. y and dx, which the step hands out, are in the peak; x is "
+        "in what is kept.",
         "",
-        "| | MiB |\n|---|--:|",
+        f"| | x | y, dx | {' | '.join(columns)} |",
+        f"|---|--:|--:|{'--:|' * len(columns)}",
     ]
-    lines += [
-        f"| {m.column} | {'' if m.bytes is None else f'{m.bytes / 2**20:.0f}'} |"
-        for m in result.memory
-    ]
+    for case, of_case in result.memory_by_case.items():
+        by_column = {memory.column: memory for memory in of_case}
+        lines.append(
+            _cells(
+                f"`{case.name}` {_shape(case)}",
+                _mib(case.bytes),
+                _mib(of_case[0].outputs),
+                *(_peak_and_kept(by_column.get(column)) for column in columns),
+            )
+        )
     return "\n".join(lines)
+
+
+def _peak_and_kept(memory: Memory | None) -> str:
+    if memory is None or memory.bytes is None:
+        return ""
+    kept = "" if memory.saved is None else f" \\| {_mib(memory.saved)}"
+    return _mib(memory.bytes) + kept
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f}"
 
 
 def _shape(case: Case) -> str:
@@ -107,8 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="a kept result (default: the last one)")
     parser.add_argument("readme", type=Path, nargs="?", default=README)
     options = parser.parse_args(arguments)
-    result = results.read(options.json or results.latest())
-    options.readme.write_text(render(options.readme.read_text(), result))
+    path = options.json or results.latest()
+    result = results.read(path)
+    picture = path.with_suffix(".png")
+    chart.draw(result, picture)
+    image = os.path.relpath(picture, options.readme.parent)
+    options.readme.write_text(render(options.readme.read_text(), result, image))
     return 0
 
 

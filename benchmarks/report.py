@@ -1,11 +1,15 @@
 """Prints a run on the terminal, row by row and then what follows from it."""
 
+from benchmarks import goals
 from benchmarks.cases import Case
-from benchmarks.results import COPY, KERAS, OURS, SLOWER, TORCH, Result, Row
+from benchmarks.results import ADDONS, COPY, KERAS, OURS, SLOWER, TORCH, Result, Row
 from benchmarks.timing import Timing
 
-COLUMNS = (OURS, "ours XLA", "ours portable", *KERAS, *TORCH, COPY)
-HEADS = ("ours", "XLA", "portable", "K eager", "K graph", "K XLA", "torch", "torch cl", "copy")
+COLUMNS = (OURS, "ours XLA", "ours portable", *KERAS, *TORCH, *ADDONS, COPY)
+HEADS = (
+    *("ours", "XLA", "portable", "K eager", "K graph", "K XLA"),
+    *("torch", "torch cl", "addons", "addons XLA", "copy"),
+)
 WIDTH = 14
 TITLE = """\
 Milliseconds, minimum/median of the wall clock, columns in turn.
@@ -19,7 +23,8 @@ def opening(machine: dict) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads a column, "
         f"load average {machine['load'][0]}\n{machine['system']}, {versions}, "
-        f"torch {machine['torch']}\nmemory of TensorFlow: {machine['allocator']}\n"
+        f"torch {machine.get('torch')}, tensorflow-addons {machine.get('addons')}\n"
+        f"memory of TensorFlow: {machine['allocator']}\n"
     )
 
 
@@ -43,25 +48,27 @@ def line(row: Row) -> str:
 def summary(result: Result) -> str:
     lines = []
     if result.mean_ratio:
-        slow, rows = len(result.slow_rows), len(result.rows)
+        slow, rows = len(result.slow_rows), len(result.compared)
         lines += [
             f"ours over the best of Keras: geometric mean {result.mean_ratio:.3f}, "
-            f"worst {max(row.ratio() or 0 for row in result.rows):.2f}; "
+            f"worst {max(row.ratio() for row in result.compared):.2f}; "
             f"{slow} of {rows} rows slower than {SLOWER:g}x"
         ]
-        lines += [
-            f"  {r.case.name} {_shape(r.case)} {r.case.dtype} {r.passes}: {r.ratio():.2f}"
-            for r in result.slow_rows
-        ]
+        lines += [f"  {row.label}: {row.ratio():.2f}" for row in result.slow_rows]
+    for sentence, rows in goals.summary(result):
+        lines += [sentence, *(f"  {row}" for row in rows)]
     for column, reasons in result.why_not().items():
         lines += [f"{column} lacks {count}: {reason}" for reason, count in reasons.items()]
-    if result.memory:
-        case = result.memory[0].case
+    for case, of_case in result.memory_by_case.items():
         lines.append(
-            f"peak memory of a training step through {case.name} {_shape(case)}, "
-            f"of which y and dx are {_mib(result.memory[0].outputs)}:"
+            f"peak memory of a training step through {case.name} {_shape(case)}, of which y and dx "
+            f"are {_mib(of_case[0].outputs)}; and what is kept for the backward pass, of which x "
+            f"is {_mib(case.bytes)}:"
         )
-        lines += [f"  {m.column:14} {m.why_not or _mib(m.bytes)}" for m in result.memory]
+        lines += [
+            f"  {m.column:14} {m.why_not or f'{_mib(m.bytes):>10}{_mib(m.saved):>12}'}"
+            for m in of_case
+        ]
     return "\n".join(lines)
 
 
@@ -69,8 +76,8 @@ def _shape(case: Case) -> str:
     return "x".join(map(str, case.shape))
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
+def _mib(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.1f} MiB"
 
 
 def _milliseconds(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What is kept of a run, and the numbers that follow from it. Imports nothing but the stdlib."""
+"""What is kept of a run, and the numbers of a row. Imports nothing but the stdlib."""
 
 import dataclasses
 import json
@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cases import BOTH, Case
+from benchmarks import floor
+from benchmarks.cases import Case
 from benchmarks.timing import Timing
 
 FOLDER = Path(__file__).parent / "results"
 OURS = "ours"
 KERAS = ("Keras eager", "Keras graph", "Keras XLA")
 TORCH = ("torch NCHW", "torch channels_last")
+ADDONS = ("addons graph", "addons XLA")
 COPY = "copy"
 SLOWER = 2.0  # times the best of Keras: no row may be slower
 
@@ -26,6 +28,12 @@ class Row:
     passes: str
     columns: dict[str, Timing | str]
 
+    @property
+    def label(self) -> str:
+        """Its name in a line of text."""
+        shape = "x".join(map(str, self.case.shape))
+        return f"{self.case.name} {shape} {self.case.dtype} {self.passes}"
+
     def timing(self, name: str) -> Timing | None:
         found = self.columns.get(name)
         return found if isinstance(found, Timing) else None
@@ -34,10 +42,15 @@ class Row:
         timings = [t for t in map(self.timing, names) if t]
         return min(timings, key=lambda t: getattr(t, statistic), default=None)
 
-    def ratio(self, statistic: str = "wall_median") -> float | None:
-        """Ours over the best of Keras: below 1 is faster."""
-        ours, keras = self.timing(OURS), self.best(KERAS, statistic)
-        return getattr(ours, statistic) / getattr(keras, statistic) if ours and keras else None
+    def ratio(
+        self,
+        statistic: str = "wall_median",
+        ours: Iterable[str] = (OURS,),
+        others: Iterable[str] = KERAS,
+    ) -> float | None:
+        """The best of ours over the best of the others, those of Keras: below 1 is faster."""
+        mine, theirs = self.best(ours, statistic), self.best(others, statistic)
+        return getattr(mine, statistic) / getattr(theirs, statistic) if mine and theirs else None
 
     @property
     def too_slow(self) -> bool:
@@ -45,34 +58,45 @@ class Row:
         return any((self.ratio(s) or 0) > SLOWER for s in ("wall_median", "wall_min"))
 
     @property
-    def copies(self) -> float:
-        """Bytes that must move, in copies of x: x, y; then also dy, x, dx."""
-        return 2.5 if self.passes == BOTH else 1.0
+    def copies(self) -> float | None:
+        """Bytes that must move, in copies of x: `floor.copies` with a cache of any size."""
+        return floor.copies(self.case, self.passes)
 
     @property
     def gigabytes_per_second(self) -> float | None:
         """Of the bytes that must move, by ours."""
         ours = self.timing(OURS)
-        return self.copies * 2 * self.case.bytes / ours.wall_median / 1e6 if ours else None
+        known = ours and self.copies
+        return self.copies * 2 * self.case.bytes / ours.wall_median / 1e6 if known else None
 
     @property
     def to_limit(self) -> float | None:
         """Ours over the time of those copies: 1 is the limit of the memory."""
-        ours, copy = self.timing(OURS), self.timing(COPY)
-        return ours.wall_median / (self.copies * copy.wall_median) if ours and copy else None
+        return self.over_copies(self.copies)
+
+    def over_copies(
+        self, copies: float | None, column: str = OURS, statistic: str = "wall_median"
+    ) -> float | None:
+        """A column over the time of so many copies of x."""
+        timing, copy = self.timing(column), self.timing(COPY)
+        if not (timing and copy and copies):
+            return None
+        return getattr(timing, statistic) / (copies * getattr(copy, statistic))
 
 
 @dataclass(frozen=True)
 class Memory:
     """Peak of a training step's memory over what was there before it, least of the repeats.
 
-    `outputs` is what the step must hand out: y and dx.
+    `outputs` is what the step must hand out: y and dx. `saved` is what the forward pass, compiled
+    by itself, keeps for the backward pass, x included.
     """
 
     case: Case
     column: str
     bytes: int | None
     why_not: str | None = None
+    saved: int | None = None
 
     @property
     def outputs(self) -> int:
@@ -92,8 +116,20 @@ class Result:
     @property
     def mean_ratio(self) -> float | None:
         """Geometric mean of the rows' ratios."""
-        ratios = [r for r in (row.ratio() for row in self.rows) if r]
+        ratios = [row.ratio() for row in self.compared]
         return statistics.geometric_mean(ratios) if ratios else None
+
+    @property
+    def compared(self) -> list[Row]:
+        """The rows that ours and Keras both have."""
+        return [row for row in self.rows if row.ratio()]
+
+    @property
+    def memory_by_case(self) -> dict[Case, list[Memory]]:
+        found: dict[Case, list[Memory]] = {}
+        for memory in self.memory:
+            found.setdefault(memory.case, []).append(memory)
+        return found
 
     def why_not(self) -> dict[str, dict[str, int]]:
         """Per column: the reasons why rows lack it, and how many rows each."""
@@ -135,9 +171,14 @@ def read(path: Path) -> Result:
 
 def latest(folder: Path = FOLDER) -> Path:
     """The last kept run on a CPU: their names begin with the date."""
-    kept = sorted(folder.glob("*-cpu.json"))
+    kept = runs(folder)
     if not kept:
         raise FileNotFoundError(
             f"No *-cpu.json is kept in {folder}. `python -m benchmarks` makes one."
         )
     return kept[-1]
+
+
+def runs(folder: Path = FOLDER) -> list[Path]:
+    """The kept runs on a CPU, by date."""
+    return sorted(folder.glob("*-cpu.json"))

@@ -1,4 +1,7 @@
-"""Our layers and Keras', as a user of TensorFlow calls them; and the copy that bounds them."""
+"""Our layers and Keras', as a user of TensorFlow calls them; and the copy that bounds them.
+
+So that every column computes the same, x, dy and the weights are those of every other.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -9,7 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 import keras_norms
-from benchmarks.cases import BOTH, Case
+from benchmarks import layers, models
+from benchmarks.cases import Case
+from benchmarks.steps import step
 
 # name: (whose layer, kernel of ours, None = eager / False = graph / True = XLA)
 COLUMNS = {
@@ -20,6 +25,7 @@ COLUMNS = {
     "Keras graph": ("keras", None, False),
     "Keras XLA": ("keras", None, True),
 }
+OF_MODELS = ("ours", "ours XLA", "Keras graph", "Keras XLA")
 TWO_THREADS_PAY = 1 << 20  # bytes; below, handing over a half costs more than copying it
 
 
@@ -32,31 +38,58 @@ def allocator() -> str:
     return "pool (oneDNN)"
 
 
-def data(case: Case) -> tuple[tf.Tensor, tf.Tensor]:
-    """x and dy: standard normal, the same for every column."""
+def names(case: Case) -> tuple[str, ...]:
+    """The columns of a case's rows."""
+    return OF_MODELS if case.model else tuple(COLUMNS)
+
+
+def data(case: Case) -> tuple:
+    """x and dy, of a model x and its labels: standard normal, the same for every column.
+
+    x is a list of tensors for a layer that takes more than one.
+    """
+    if case.model:
+        return models.data(case)
     rng = np.random.default_rng(0)
-    return tuple(tf.cast(rng.standard_normal(case.shape, "float32"), case.dtype) for _ in range(2))
+    count = layers.inputs(case)
+    *x, dy = (
+        tf.cast(rng.standard_normal(case.shape, "float32"), case.dtype) for _ in range(count + 1)
+    )
+    return x if count > 1 else x[0], dy
 
 
-def column(name: str, case: Case, passes: str, x: tf.Tensor, dy: tf.Tensor) -> Callable:
-    """A function that computes the row: `(y,)`, or `(y, dx, *parameter gradients)`.
+def column(name: str, case: Case, passes: str, x, dy: tf.Tensor) -> Callable:
+    """A function that computes the row: `(y,)`, or `(y, *gradients of x, *of the parameters)`.
 
-    It is called once, so that it is traced under its kernel; raises what that raises.
+    Of a model it is a training step, which returns the loss. It is called once, so that it is
+    traced under its kernel; raises what that raises.
     """
     whose, kernel, jit = COLUMNS[name]
-    layer = _layer(whose, case)
-    layer.build(case.shape)
-    step = _step(layer, case, passes)
+    compute = models.train_step(whose, case) if case.model else _layer_step(whose, case, passes)
     if jit is not None:
-        step = tf.function(step, jit_compile=jit, autograph=False)
+        compute = tf.function(compute, jit_compile=jit, autograph=False)
     with _traced_under(kernel):
-        step(x, dy)
-    return lambda: step(x, dy)
+        compute(x, dy)
+    return lambda: compute(x, dy)
 
 
-def copy(x: tf.Tensor, threads: int) -> Callable:
-    """Reads as many bytes as x has and writes as many, to memory that is there already."""
-    source = x.numpy().reshape(-1).view("uint8")
+def forward(name: str, case: Case) -> Callable:
+    """The layer as a function of x, compiled by itself: a tape outside of it sees what it keeps."""
+    whose, kernel, jit = COLUMNS[name]
+    compute = _in_turn(_built(whose, case), case)
+    if jit is not None:
+        compute = tf.function(compute, jit_compile=jit, autograph=False)
+
+    def call(x):
+        with _traced_under(kernel):
+            return compute(x)
+
+    return call
+
+
+def copy(x: tf.Tensor | list[tf.Tensor], threads: int) -> Callable:
+    """Reads as many bytes as (the first) x has and writes as many, to memory that is there."""
+    source = tf.nest.flatten(x)[0].numpy().reshape(-1).view("uint8")
     target = np.ones_like(source)
     if threads == 1 or source.nbytes < TWO_THREADS_PAY:
         return lambda: np.copyto(target, source)
@@ -78,25 +111,27 @@ def _traced_under(kernel: str | None):
         keras_norms.set_kernel(before)
 
 
-def _layer(whose: str, case: Case) -> keras.Layer:
-    if whose == "keras_norms":
-        return getattr(keras_norms, case.layer)(**case.arguments)
-    if case.layer == "InstanceNormalization":  # Keras' own way to write it
-        return keras.layers.GroupNormalization(groups=-1, **case.arguments)
-    return getattr(keras.layers, case.layer)(**case.arguments)
+def _layer_step(whose: str, case: Case, passes: str) -> Callable:
+    chain = _built(whose, case)
+    variables = [weight.value for layer in chain for weight in layer.trainable_weights]
+    return step(_in_turn(chain, case), variables, passes)
 
 
-def _step(layer: keras.Layer, case: Case, passes: str) -> Callable:
-    training = {"training": case.training} if case.layer == "BatchNormalization" else {}
+def _built(whose: str, case: Case) -> list:
+    keras.utils.set_random_seed(0)  # for the layers whose weights begin at random
+    chain = layers.layers(whose, case)
+    count = layers.inputs(case)
+    shape = [case.shape] * count if count > 1 else case.shape
+    for layer in chain:
+        layer.build(shape)
+        shape = case.shape
+    return chain
 
-    def forward(x, dy):
-        return (layer(x, **training),)
 
-    def both(x, dy):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x, **training)
-        sources = [x, *(weight.value for weight in layer.trainable_weights)]
-        return (y, *tape.gradient(y, sources, output_gradients=dy))
+def _in_turn(chain: list, case: Case) -> Callable:
+    def call(x):
+        for layer in chain:
+            x = layer(x, training=case.training)
+        return x
 
-    return both if passes == BOTH else forward
+    return call

@@ -5,12 +5,18 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import BOTH, Case
+from benchmarks.cases import BOTH, NORMS, Case
 
 FORMATS = {  # name: memory format by rank
     "torch NCHW": {},
     "torch channels_last": {4: torch.channels_last, 5: torch.channels_last_3d},
 }
+NAMES = tuple(FORMATS)
+
+
+def set_up(threads: int) -> str:
+    torch.set_num_threads(threads)
+    return torch.__version__
 
 
 def data(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,6 +31,8 @@ def column(name: str, case: Case, passes: str, x: torch.Tensor, dy: torch.Tensor
 
     Raises NotImplementedError where PyTorch has no such layer or the format is the other one.
     """
+    if case.layer not in NORMS:
+        raise NotImplementedError("PyTorch has no such layer.")
     on_rows = case.layer in ("LayerNormalization", "RMSNormalization")
     if on_rows:
         channels = _trailing_axes(case)
@@ -40,7 +48,11 @@ def column(name: str, case: Case, passes: str, x: torch.Tensor, dy: torch.Tensor
         x, dy = (t.contiguous(memory_format=FORMATS[name][x.dim()]) for t in (x, dy))
     wide = torch.promote_types(x.dtype, torch.float32)
     gamma, beta = torch.ones(sizes, dtype=wide), torch.zeros(sizes, dtype=wide)
-    function = _function(case, sizes, gamma, beta)
+    norm, activation = _function(case, sizes, gamma, beta), _activation(case)
+
+    def function(x):
+        return activation(norm(x))
+
     if passes != BOTH:
         return lambda: _forward(function, x)
     sources = [x.requires_grad_(), gamma.requires_grad_()]
@@ -68,6 +80,10 @@ def _trailing_axes(case: Case) -> int:
     return len(axes)
 
 
+def _activation(case: Case) -> Callable:
+    return getattr(F, case.activation) if case.activation else lambda x: x
+
+
 def _function(case: Case, sizes, gamma, beta) -> Callable:
     eps = case.arguments["epsilon"]
     match case.layer:
@@ -84,4 +100,4 @@ def _function(case: Case, sizes, gamma, beta) -> Callable:
             return lambda x: F.batch_norm(
                 x, mean, variance, gamma, beta, case.training, momentum=0.01, eps=eps
             )
-    raise NotImplementedError(f"PyTorch has no {case.layer}.")
+    raise NotImplementedError(f"PyTorch's {case.layer} is not written down here.")
