@@ -3,7 +3,7 @@
 #
 #   make demo           train on handwritten digits, save, export, convert, compare
 #   make test           lint, the C++ tests, the Python tests
-#   make bench          time and memory against Keras            (ARGS="..." is handed on)
+#   make bench          time and memory against Keras and others (ARGS="..." is handed on)
 #   make lint           ruff and clang-format; `make format` applies them
 #   make op             compile the op for the TensorFlow in .venv
 #   make test-cpp       the C++ tests of the core
