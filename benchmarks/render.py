@@ -165,9 +165,9 @@ def _milliseconds(row: Row, *names: str) -> str:
 def _memory(result: Result) -> str:
     columns = list(dict.fromkeys(memory.column for memory in result.memory))
     lines = [
-        "Peak memory of a training step, and behind the bar what a tape keeps between its forward "
-        "and its backward pass, in MiB. y and dx, which the step hands out, are in the peak; x is "
-        "in what is kept.",
+        "MiB of memory: the peak of a training step, in which y and dx are, which it hands out; "
+        "and, after the stroke, what a tape keeps between its forward and its backward pass, in "
+        "which x is.",
         "",
         f"| | x | y, dx | {' | '.join(columns)} |",
         f"|---|--:|--:|{'--:|' * len(columns)}",
@@ -188,7 +188,7 @@ def _memory(result: Result) -> str:
 def _peak_and_kept(memory: Memory | None) -> str:
     if memory is None or memory.bytes is None:
         return ""
-    kept = "" if memory.saved is None else f" \\| {_mib(memory.saved)}"
+    kept = "" if memory.saved is None else f" / {_mib(memory.saved)}"
     return _mib(memory.bytes) + kept
 
 
