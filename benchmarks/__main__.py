@@ -12,6 +12,8 @@ from benchmarks.timing import Local, interleave
 
 ADDONS_PYTHON = Path(__file__).parents[1] / ".venv-addons/bin/python"  # `make test-peers` makes it
 
+ADDONS_FAMILIES = ("usual", "inference", "more layers")  # its slow rows would take half of the time
+
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
@@ -73,7 +75,7 @@ def _peers(threads: int) -> list:
     from benchmarks.worker import Worker
 
     python = Path(os.environ.get("KERAS_NORMS_ADDONS_PYTHON") or ADDONS_PYTHON)
-    return [Worker("torch", threads), Worker("addons", threads, python)]
+    return [Worker("torch", threads), Worker("addons", threads, python, ADDONS_FAMILIES)]
 
 
 def _row(case: Case, passes: str, peers, options, seconds: float) -> results.Row:

@@ -8,6 +8,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,10 +26,17 @@ class Worker:
             `column(name, case, passes, x, dy)`, as in `tf_columns`.
         threads: for each column.
         python: the interpreter.
+        families: of the cases that it is asked for; None: all.
     """
 
-    def __init__(self, name: str, threads: int, python: str | Path = sys.executable):
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        python: str | Path = sys.executable,
+        families: Collection[str] | None = None,
+    ):
+        self.name, self.families = name, families
         self.version, self.why_not, self._process = None, None, None
         self._connection, theirs = Pipe()
         command = [python, "-m", __name__, name, str(threads), str(theirs.fileno())]
@@ -47,7 +55,11 @@ class Worker:
             self.why_not = f"{python} ended with exit code {self._process.wait()}."
 
     def open(self, case: Case, passes: str) -> dict[str, "Remote | str"]:
-        """The columns of a row; a line instead of a column that cannot run it."""
+        """The columns of a row; a line instead of a column that cannot run it. None of another
+        family.
+        """
+        if self.families is not None and case.family not in self.families:
+            return {}
         if self.why_not:
             return {self.name: self.why_not}
         answer = self.ask("open", case, passes)
