@@ -7,7 +7,8 @@
 // pointers are aligned to 16 bytes, never on the device, and nothing is added atomically: results
 // are the same bits each time and everywhere. `workspace` (aligned to 16) has WorkspaceBytes.
 //
-// Each function returns whether all launches succeeded.
+// y may be x, and dx may be dy; of MomentsGrad, x. Each function returns whether all launches
+// succeeded.
 #ifndef KERAS_NORMS_CUDA_PLAN_H_
 #define KERAS_NORMS_CUDA_PLAN_H_
 
@@ -41,7 +42,7 @@ bool Normalize(Launcher* launcher, const Geometry& k, const T* x, const float* g
                const float* beta, double epsilon, bool subtract_mean, Activation activation, T* y,
                float* mean, float* variance, void* workspace);
 
-// dx may be dy. dz is found twice rather than kept, so it is not rounded to T.
+// dz is found twice rather than kept, so it is not rounded to T.
 template <class T>
 bool NormalizeGrad(Launcher* launcher, const Geometry& k, const T* dy, const T* x,
                    const float* gamma, const float* beta, const float* mean, const float* variance,

@@ -19,7 +19,7 @@ struct Options {
   bool subtract_mean = true;
   bool gamma = true, beta = true, dgamma = true, dbeta = true;  // false: null
   bool center = true, shift = true;                             // false: null
-  bool in_place = false;                                        // dx is dy
+  bool in_place = false;                                        // outputs over inputs
   double epsilon = 1e-3;
   Activation activation = Activation::kNone;
 };

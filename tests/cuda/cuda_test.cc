@@ -123,8 +123,13 @@ struct Results {
     // Without an activation the gradients must not need these.
     const bool activated = o.activation != Activation::kNone;
     const float *grad_b = activated ? b : nullptr, *grad_shift = activated ? shift : nullptr;
+    const T *x_at = x->data(), *affine_x = x_at, *moments_x = x_at;
     const T *dy_at = dy->data(), *affine_dy = dy_at;
     if (o.in_place) {
+      for (Array<T>* to : {&y, &affine_y, &moments_dx}) std::copy_n(x_at, k.size(), to->data());
+      x_at = y.data();
+      affine_x = affine_y.data();
+      moments_x = moments_dx.data();
       std::copy_n(in.dy.data(), in.dy.size(), dx.data());
       std::copy_n(in.dy.data(), in.dy.size(), affine_dx.data());
       dy_at = dx.data();
@@ -136,7 +141,7 @@ struct Results {
       return std::make_unique<Output<char>>(gpu::WorkspaceBytes<T>(k), true);
     };
     const bool launched[] = {
-        gpu::Normalize<T>(&launcher, k, x->data(), g, b, o.epsilon, o.subtract_mean, o.activation,
+        gpu::Normalize<T>(&launcher, k, x_at, g, b, o.epsilon, o.subtract_mean, o.activation,
                           y.data(), mean.data(), variance.data(), workspace()->data()),
         gpu::NormalizeGrad<T>(&launcher, k, dy_at, x->data(), g, grad_b, mean.data(),
                               variance.data(), o.epsilon, o.subtract_mean, o.activation, dx.data(),
@@ -144,10 +149,10 @@ struct Results {
                               workspace()->data()),
         gpu::Moments<T>(&launcher, k, x->data(), o.subtract_mean, moments_mean.data(),
                         residual.data(), moments_variance.data(), workspace()->data()),
-        gpu::MomentsGrad<T>(&launcher, k, x->data(), moments_mean.data(), residual.data(),
+        gpu::MomentsGrad<T>(&launcher, k, moments_x, moments_mean.data(), residual.data(),
                             in.dmean.data(), in.dvariance.data(), moments_dx.data(),
                             workspace()->data()),
-        gpu::ScaleShift<T>(&launcher, k, x->data(), center, in.scale.data(), shift, o.activation,
+        gpu::ScaleShift<T>(&launcher, k, affine_x, center, in.scale.data(), shift, o.activation,
                            affine_y.data()),
         gpu::ScaleShiftGrad<T>(&launcher, k, affine_dy, x->data(), center, in.scale.data(),
                                grad_shift, o.activation, affine_dx.data(), dscale.data(),
