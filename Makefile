@@ -11,7 +11,8 @@
 #   make sanitize-threads   the same under ThreadSanitizer
 #   make bazel          build with Bazel and run the C++ tests with it
 #   make test-aarch64   the C++ tests for aarch64, under emulation
-#   make test-cuda      the CUDA kernels, run by the CPU
+#   make build-cuda     install NVRTC and compile the op with CUDA kernels
+#   make test-cuda      the CUDA kernels and their launches, run by the CPU
 #   make test-slow      every layer in TFLite's number formats and on two replicas; the examples
 #   make test-backends  install JAX and PyTorch and run every layer on them
 #   make test-peers     make tensorflow-addons' own environment and compare with it
@@ -27,11 +28,11 @@ PYTEST_FLAGS ?= -n 2
 
 BIN := $(VENV)/bin
 OP := keras_norms/_native/libkeras_norms.so
-SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.h)
+SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
-.PHONY: demo test pytest matrix bench lint format op test-cpp sanitize sanitize-threads bazel \
+.PHONY: demo test pytest matrix bench lint format op build-cuda test-cpp sanitize sanitize-threads bazel \
         test-aarch64 test-cuda test-slow test-backends test-peers test-torch \
         test-packaging dist clean distclean
 
@@ -73,9 +74,17 @@ $(VENV)/.package: setup.py pyproject.toml $(VENV)/.requirements
 
 op: $(OP)
 
-$(OP): $(SOURCES) keras_norms/build.py keras_norms/library.py $(VENV)/.package
+$(OP): $(SOURCES) keras_norms/build.py keras_norms/cuda.py keras_norms/library.py $(VENV)/.package
 	$(BIN)/keras-norms build --output $@
 	@touch $@
+
+$(VENV)/.cuda: requirements-cuda.txt $(VENV)/.requirements
+	$(BIN)/python -m pip install --quiet -r requirements-cuda.txt
+	@touch $@
+
+build-cuda: $(VENV)/.cuda $(VENV)/.package
+	$(BIN)/keras-norms build --cuda --output $(OP)
+	@touch $(OP)
 
 # Lint ------------------------------------------------------------------------------------------
 
@@ -140,8 +149,8 @@ sanitize-threads: run-threads
 bazel: $(VENV)/.requirements
 	KERAS_NORMS_PYTHON=$(abspath $(BIN))/python bazel/run
 
-test-cuda:
-	CXX="$(CXX)" tests/cuda/run
+test-cuda: $(VENV)/.cuda $(VENV)/.package
+	CXX="$(CXX)" PYTHON="$(abspath $(BIN))/python" tests/cuda/run
 
 test-aarch64:
 	tests/cpp/run_aarch64.sh

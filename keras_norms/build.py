@@ -1,7 +1,8 @@
 """Compiles the op for the installed TensorFlow: `keras-norms build`, `python -m keras_norms.build`.
 
-Needs g++ >= 11 or clang++ >= 12 and nothing else: TensorFlow's wheel holds its headers. Objects are
-kept by what went into them, so that a change of one source compiles one file.
+Needs g++ >= 11 or clang++ >= 12 and nothing else: TensorFlow's wheel holds its headers. Where NVRTC
+is found, the library gets CUDA kernels too. Objects are kept by what went into them, so that a
+change of one source compiles one file.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 if not __package__:  # run as a file: setup.py and the Makefile need neither Keras nor TensorFlow
+    import cuda as nvidia
     import library
 else:
+    from keras_norms import cuda as nvidia
     from keras_norms import library
 
 COMMON = (
@@ -33,6 +36,11 @@ TARGETS = {  # one kernel source, compiled once for each; the processor chooses 
     "kernels_avx2.cc": ("-march=x86-64-v3",),
     "kernels_avx512.cc": ("-march=x86-64-v4",),
 }
+CUDA_SOURCES = (  # what a library with CUDA kernels has besides
+    *("custom_ops/cuda/plan.cc", "custom_ops/cuda/driver.cc", "custom_ops/cuda/images.cc"),
+    *("custom_ops/cuda/embedded.cc", "custom_ops/tf/gpu_kernels.cc", "custom_ops/tf/xla_gpu.cc"),
+)
+KERNELS = Path("custom_ops/cuda/kernels.cu")
 LINK = ("-shared", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-s")
 COMPILER_CURE = (
     "Install one (Debian and Ubuntu: `apt-get install g++`; Fedora: `dnf install gcc-c++`) "
@@ -65,11 +73,19 @@ class Unit(NamedTuple):
     source: Path  # relative to the folder that holds custom_ops
     flags: tuple[str, ...]
     key: str
+    architecture: str | None = None  # of a GPU, for which NVRTC compiles; else the C++ compiler
+
+    @property
+    def stem(self) -> str:
+        """custom_ops/tf/x.cc: tf-x"""
+        parts = self.source.with_suffix("").parts[1:]
+        return "-".join(parts if self.architecture is None else (*parts, self.architecture))
 
 
 def build(
     *,
     force: bool = False,
+    cuda: bool | None = None,
     verbose: bool = False,
     output: str | os.PathLike | None = None,
     jobs: int | None = None,
@@ -80,6 +96,7 @@ def build(
 
     Args:
         force: compile everything anew.
+        cuda: with CUDA kernels; None: if NVRTC is there to compile them.
         verbose: report each command.
         output: the library; default: `library.destination()`.
         jobs: compilers at a time; default: one a processor, at most 4, each with 1.5 GB of memory.
@@ -98,26 +115,60 @@ def build(
         installed = library.tensorflow()
         path = Path(output) if output else library.library_path()
         if installed and library.refusal(path) is None:
-            report(f"{path} fits TensorFlow {installed.version}: nothing to do.")
-            return path
+            nvrtc = _find_nvrtc(cuda, installed.directory)
+            if _is_as_wanted(path, cuda, nvrtc):
+                report(f"{path} fits TensorFlow {installed.version}: nothing to do.")
+                return path
     output = Path(output) if output else library.destination()
     compiler = find_compiler()
     toolchain = find_tensorflow(python)
-    if not force and library.refusal(output, toolchain.version) is None:
+    nvrtc = _find_nvrtc(cuda, Path(toolchain.directory))
+    if (
+        not force
+        and library.refusal(output, toolchain.version) is None
+        and _is_as_wanted(output, cuda, nvrtc)
+    ):
         report(f"{output} fits TensorFlow {toolchain.version}: nothing to do.")
         return output
-    units = _units(toolchain, compiler)
     jobs = jobs or _default_jobs()
     report(
         f"Compiling the op for TensorFlow {toolchain.version} with {compiler_version(compiler)} "
         f"({jobs} at a time)."
     )
+    if nvrtc is None and cuda is None:
+        report(f"For the CPU only, as there is no NVRTC to compile for GPUs. {nvidia.CURE}")
     start = time.perf_counter()
-    objects = _compile_all(units, compiler, force=force, verbose=verbose, jobs=jobs, report=report)
+
+    def compile_all(units: Sequence[Unit]) -> list[Path]:
+        how = {"force": force, "verbose": verbose, "jobs": jobs, "report": report}
+        return _compile_all(units, compiler, nvrtc, **how)
+
+    images = None
+    if nvrtc is not None:
+        report(f"CUDA kernels by NVRTC {nvrtc.version}:")
+        images = _pack(compile_all(_image_units(nvrtc)))
+        report("C++:")
+    objects = compile_all(_units(toolchain, compiler, images))
     _link(objects, toolchain, compiler, output, verbose=verbose, report=report)
     size = output.stat().st_size / 1024
     report(f"Built {output} ({size:.0f} KB) in {time.perf_counter() - start:.0f} s.")
     return output
+
+
+def _find_nvrtc(cuda: bool | None, tensorflow: Path) -> nvidia.Nvrtc | None:
+    """NVRTC, beside TensorFlow first, which `tensorflow[and-cuda]` brings; None: CPU only."""
+    if cuda is False:
+        return None
+    nvrtc = nvidia.find_nvrtc([tensorflow.parent])
+    if nvrtc is None and cuda:
+        raise BuildError(f"There is no NVRTC (libnvrtc.so.12). {nvidia.CURE}")
+    return nvrtc
+
+
+def _is_as_wanted(path: Path, cuda: bool | None, nvrtc: nvidia.Nvrtc | None) -> bool:
+    """Whether a library that fits has CUDA kernels or has none, as `cuda` says."""
+    there = bool((library.read_record(path) or {}).get("cuda"))
+    return (there or nvrtc is None) if cuda is None else there == cuda
 
 
 def find_compiler() -> list[str]:
@@ -156,7 +207,7 @@ def find_tensorflow(python: Sequence[str] | None = None) -> Toolchain:
     return Toolchain(*json.loads(found[1]))
 
 
-def record(tensorflow_version: str, compiler: str) -> str:
+def record(tensorflow_version: str, compiler: str, *, cuda: bool = False) -> str:
     """What `library.read_record` finds in the library, as a string literal of C++."""
     content = {
         "tensorflow": tensorflow_version,
@@ -164,12 +215,44 @@ def record(tensorflow_version: str, compiler: str) -> str:
         "sources": library.digest(),
         "machine": platform.machine(),
         "compiler": compiler,
+        "cuda": list(nvidia.ARCHITECTURES) if cuda else [],
     }
     return json.dumps(json.dumps(content))
 
 
-def _units(toolchain: Toolchain, compiler: Sequence[str]) -> list[Unit]:
-    """All sources, the slowest (those with TensorFlow's headers) first."""
+def _image_units(nvrtc: nvidia.Nvrtc) -> list[Unit]:
+    """The CUDA kernels, for each of the architectures."""
+    root = library.sources_dir().parent
+    base = hashlib.sha256("\0".join((nvrtc.version, *nvidia.OPTIONS)).encode())
+    _add_contents(base, root, KERNELS)
+    units = []
+    for architecture in nvidia.ARCHITECTURES:
+        key = base.copy()
+        key.update(f"\0{architecture}".encode())
+        units.append(Unit(KERNELS, (), key.hexdigest()[:16], architecture))
+    return units
+
+
+def _pack(images: Sequence[Path]) -> Path:
+    """The images of all architectures in one file beside them."""
+    content = nvidia.pack(
+        dict(zip(nvidia.ARCHITECTURES, (i.read_bytes() for i in images), strict=True))
+    )
+    folder = _objects_dir().absolute()
+    target = folder / f"cuda-images-{hashlib.sha256(content).hexdigest()[:16]}.bin"
+    part = target.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(content)
+    os.replace(part, target)
+    _forget_old("cuda-images-*.bin")
+    return target
+
+
+def _units(toolchain: Toolchain, compiler: Sequence[str], images: Path | None) -> list[Unit]:
+    """All C++ sources, the slowest (those with TensorFlow's headers) first.
+
+    Args:
+        images: the packed images of the CUDA kernels; None: for the CPU only.
+    """
     root = library.sources_dir().parent
     glue_flags = (
         *toolchain.compile_flags,
@@ -178,25 +261,41 @@ def _units(toolchain: Toolchain, compiler: Sequence[str]) -> list[Unit]:
         f"-I{toolchain.include}/external/farmhash_archive/src",
     )
     by = compiler_version(compiler)
-    stamp = f"-DKERAS_NORMS_RECORD={record(toolchain.version, by)}"
+    special = {
+        "record.cc": (
+            f"-DKERAS_NORMS_RECORD={record(toolchain.version, by, cuda=images is not None)}",
+        ),
+        "embedded.cc": (f'-DKERAS_NORMS_CUDA_IMAGES="{images}"',),  # named by its contents
+        **TARGETS,
+    }
     base = hashlib.sha256(f"{by}\0{toolchain.version}".encode())
     units = []
-    sources = [*root.glob("custom_ops/tf/*.cc"), *root.glob("custom_ops/core/*.cc")]
-    for source in sorted(sources, key=lambda file: (file.parent.name != "tf", file.name)):
+    found = {*root.glob("custom_ops/tf/*.cc"), *root.glob("custom_ops/core/*.cc")}
+    cuda = {root / name for name in CUDA_SOURCES}
+    sources = found - cuda if images is None else found | cuda
+    for source in sorted(sources, key=lambda file: (file.parent.name != "tf", file)):
         if source.name in TARGETS and platform.machine() not in ("x86_64", "AMD64"):
             continue
-        own = glue_flags if source.parent.name == "tf" else TARGETS.get(source.name, ())
-        if source.name == "record.cc":
-            own = (stamp,)
+        own = special.get(source.name, glue_flags if source.parent.name == "tf" else ())
         key = base.copy()
         # Paths stay out of the key: another environment with the same TensorFlow shares objects.
-        key.update("\0".join((*COMMON, *own)).replace(toolchain.directory, "<tf>").encode())
-        for file in [source, *sorted(_included(source, root))]:
-            key.update(f"\0{file.relative_to(root)}\0".encode() + file.read_bytes())
+        key.update(
+            "\0".join((*COMMON, *own))
+            .replace(toolchain.directory, "<tf>")
+            .replace(str(images and images.parent), "<objects>")
+            .encode()
+        )
+        _add_contents(key, root, source.relative_to(root))
         units.append(Unit(source.relative_to(root), (*COMMON, *own), key.hexdigest()[:16]))
     if not units:
         raise BuildError(f"There are no C++ sources in {root}/custom_ops: reinstall keras-norms.")
     return units
+
+
+def _add_contents(key, root: Path, source: Path) -> None:
+    """A source and all that it includes, into a digest."""
+    for file in [root / source, *sorted(_included(root / source, root))]:
+        key.update(f"\0{file.relative_to(root)}\0".encode() + file.read_bytes())
 
 
 def _included(source: Path, root: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
@@ -254,6 +353,7 @@ def _run(command: Sequence[str], what: str) -> None:
 def _compile_all(
     units: Sequence[Unit],
     compiler: Sequence[str],
+    nvrtc: nvidia.Nvrtc | None,
     *,
     force: bool,
     verbose: bool,
@@ -263,27 +363,26 @@ def _compile_all(
     folder = _objects_dir()
     folder.mkdir(parents=True, exist_ok=True)
     done = 0
-    start_of_build = time.time()
 
     def compile_one(unit: Unit) -> tuple[Path, str]:
-        stem = "-".join(unit.source.with_suffix("").parts[1:])  # custom_ops/tf/x.cc: tf-x
-        target = folder / f"{stem}-{unit.key}.o"
+        target = folder / f"{unit.stem}-{unit.key}.o"
         if target.is_file() and not force:
             os.utime(target)
             return target, "kept"
         start = time.perf_counter()
         part = target.with_suffix(f".{os.getpid()}.part")
-        command = [*compiler, *unit.flags, "-c", str(unit.source), "-o", str(part)]
-        if verbose:
-            report(shlex.join(command))
         try:
-            _run(command, f"Compiling {unit.source}")
+            if unit.architecture:
+                part.write_bytes(_compile_image(unit, nvrtc))
+            else:
+                command = [*compiler, *unit.flags, "-c", str(unit.source), "-o", str(part)]
+                if verbose:
+                    report(shlex.join(command))
+                _run(command, f"Compiling {unit.source}")
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
-        for old in folder.glob(f"{stem}-*.o"):  # another build may be linking a fresh one
-            if start_of_build - old.stat().st_mtime > 86400:
-                old.unlink(missing_ok=True)
+        _forget_old(f"{unit.stem}-{'?' * len(unit.key)}.o")
         return target, f"{time.perf_counter() - start:.1f} s"
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -292,11 +391,36 @@ def _compile_all(
             for future in concurrent.futures.as_completed(pending):
                 took = future.result()[1]
                 done += 1
-                report(f"  [{done}/{len(units)}] {pending[future].source}  {took}")
+                unit = pending[future]
+                name = f"{unit.source} {unit.architecture or ''}".rstrip()
+                report(f"  [{done}/{len(units)}] {name}  {took}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [future.result()[0] for future in pending]
+
+
+def _compile_image(unit: Unit, nvrtc: nvidia.Nvrtc) -> bytes:
+    root = library.sources_dir().parent
+    headers = _included(root / unit.source, root)
+    try:
+        return nvrtc.compile(
+            unit.architecture,
+            str(unit.source),
+            (root / unit.source).read_bytes(),
+            {str(file.relative_to(root)): file.read_bytes() for file in headers},
+        )
+    except nvidia.CudaError as error:
+        raise BuildError(
+            f"Compiling {unit.source} for {unit.architecture} failed: {error}\n{nvidia.CURE}"
+        ) from error
+
+
+def _forget_old(pattern: str) -> None:
+    """Removes objects of another day; another build may be linking a fresh one."""
+    for old in _objects_dir().glob(pattern):
+        if time.time() - old.stat().st_mtime > 86400:
+            old.unlink(missing_ok=True)
 
 
 def _link(
@@ -310,7 +434,7 @@ def _link(
 ) -> None:
     """Links beside `output`, then renames: a reader sees the old library or the new one."""
     part = output.with_name(f"{output.name}.{os.getpid()}.part")
-    libraries = [*toolchain.link_flags, "-l:libtensorflow_cc.so.2"]
+    libraries = [*toolchain.link_flags, "-l:libtensorflow_cc.so.2", "-ldl"]
     command = [*compiler, *LINK, *map(str, objects), *libraries, "-o", str(part.absolute())]
     if verbose:
         report(shlex.join(command))
@@ -330,6 +454,11 @@ def _link(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `keras-norms build`."""
+    parser.add_argument(
+        "--cuda",
+        action=argparse.BooleanOptionalAction,
+        help="insist on CUDA kernels, or leave them out (default: if NVRTC is installed)",
+    )
     parser.add_argument("--force", action="store_true", help="compile everything anew")
     parser.add_argument("--jobs", type=int, metavar="N", help="compilers at a time")
     parser.add_argument("--output", metavar="FILE", help="the library (default: where it is found)")
@@ -345,6 +474,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         build(
             force=arguments.force,
+            cuda=arguments.cuda,
             verbose=arguments.verbose,
             output=arguments.output,
             jobs=arguments.jobs,

@@ -11,10 +11,11 @@ import sys
 import keras
 import numpy as np
 
-from keras_norms import library
+from keras_norms import cuda, library
 
 ACTIVATIONS = ("relu", "silu", "gelu")  # that the op applies in the same pass; gelu by erf
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+GPU_DTYPES = DTYPES[:3]
 # These modules stand on the Python stack when a trace is made for a file.
 _EXPORTERS = ("keras.src.export", "tensorflow.python.saved_model", "tensorflow.lite.python")
 _TOO_LATE = (
@@ -25,6 +26,7 @@ _TOO_LATE = (
 _ops = None
 _simd = None
 _in_xla = False
+_architectures = ()  # of the CUDA kernels in the library
 why_not: str | None = None
 
 
@@ -41,10 +43,31 @@ def info() -> dict:
         "fused": available(),
         "library": str(path) if path.is_file() else None,
         "tensorflow": record.get("tensorflow"),
-        "devices": ("CPU", "XLA:CPU")[: 1 + _in_xla] if available() else (),
+        "devices": _devices() if available() else (),
         "simd": _simd,
         "why_not": why_not,
     }
+
+
+def _devices() -> tuple[str, ...]:
+    """What the op runs on, here."""
+    gpu = bool(_gpus()) and why_not_gpu() is None
+    return ("CPU", *["XLA:CPU"] * _in_xla, *["GPU"] * gpu, *["XLA:CUDA"] * (gpu and _in_xla))
+
+
+def why_not_gpu() -> str | None:
+    """Why the library cannot serve the GPUs that TensorFlow sees; None if it can, or sees none."""
+    if not _gpus():
+        return None
+    if not _architectures:
+        return f"TensorFlow sees a GPU and the library has no CUDA kernels. {cuda.CURE}"
+    for name, capability in _gpus():
+        if cuda.image_for(_architectures, capability) is None:
+            return (
+                f"The library has no CUDA kernels for {name}, which has compute capability "
+                f"{'.'.join(map(str, capability))}, but for {', '.join(_architectures)}."
+            )
+    return None
 
 
 def unusable_here(x) -> str | None:
@@ -53,8 +76,12 @@ def unusable_here(x) -> str | None:
         return f"the input is no dense tensor of TensorFlow but {type(x).__name__}."
     if x.dtype.name not in DTYPES:
         return f"the op is for {', '.join(DTYPES)}; the input is {x.dtype.name}."
-    if _gpu():
-        return "TensorFlow sees a GPU and the op has no kernel for it yet."
+    if _gpus():
+        # Also for what is placed on the CPU: where a graph will run is not known when it is traced.
+        if reason := why_not_gpu():
+            return reason
+        if x.dtype.name not in GPU_DTYPES:
+            return f"on a GPU the op is for {', '.join(GPU_DTYPES)}; the input is {x.dtype.name}."
     if tf.executing_eagerly():
         return None
     if not _in_xla and _traced_for_xla():
@@ -137,8 +164,15 @@ def exporting() -> bool:
 
 
 @functools.cache
-def _gpu() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
+def _gpus() -> tuple[tuple[str, tuple[int, int]], ...]:
+    """Name and compute capability of the GPUs that TensorFlow sees."""
+    found = []
+    for gpu in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpu)
+        found.append(
+            (details.get("device_name", gpu.name), details.get("compute_capability", (0, 0)))
+        )
+    return tuple(found)
 
 
 def _traced_for_xla() -> bool:
@@ -155,7 +189,7 @@ def _xla_has_compiled() -> bool:
 
 
 def _load():
-    global _ops, _simd, _in_xla, why_not
+    global _ops, _simd, _in_xla, _architectures, why_not
     path = library.library_path()
     why_not = library.refusal(path, tf.__version__)
     if why_not:
@@ -168,6 +202,7 @@ def _load():
         return
     fused_gradients.register(_ops)
     _in_xla = not late
+    _architectures = tuple(library.read_record(path)["cuda"])
     target = ctypes.CDLL(str(path)).keras_norms_simd_target
     target.restype = ctypes.c_char_p
     _simd = target().decode()

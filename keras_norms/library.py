@@ -67,7 +67,9 @@ def digest() -> str:
     """16 hex digits that change with the C++ sources or with how they are compiled."""
     folder = sources_dir()
     files = [f for f in folder.rglob("*") if f.suffix in {".cc", ".cu", ".h", ".inc"}]
-    total = hashlib.sha256((_PACKAGE / "build.py").read_bytes())  # holds the flags
+    total = hashlib.sha256()
+    for name in ("build.py", "cuda.py"):  # hold the flags
+        total.update((_PACKAGE / name).read_bytes())
     for file in sorted(files, key=lambda f: f.relative_to(folder).as_posix()):
         total.update(f"\0{file.relative_to(folder).as_posix()}\0".encode())
         total.update(file.read_bytes())

@@ -1,171 +1,22 @@
-// The ops inside XLA on the CPU: each lowers to one custom call that runs the core.
-#include <cstdlib>
-#include <memory>
+// From the op to a custom call.
+#include "custom_ops/tf/xla_lowering.h"
+
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "custom_ops/core/normalize.h"
 #include "custom_ops/tf/attributes.h"
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
 #include "tensorflow/compiler/tf2xla/xla_op_registry.h"
-#include "xla/ffi/api/ffi.h"
 #include "xla/hlo/builder/xla_builder.h"
 #include "xla/shape_util.h"
-
-// Both wheels, tensorflow and tensorflow-cpu, export this; its header needs others that they lack.
-namespace xla::ffi {
-const XLA_FFI_Api* GetXlaFfiApi();
-}
 
 namespace keras_norms {
 namespace {
 
-namespace ffi = xla::ffi;
 using tensorflow::OpKernelConstruction;
 using tensorflow::XlaOpKernel;
 using tensorflow::XlaOpKernelContext;
-
-// ---- When it runs: from buffers to the core -------------------------------------------------
-
-// What every handler is given.
-struct Call {
-  Geometry k;
-  Pool pool;
-  std::vector<void*> in, out;
-  double epsilon;
-  bool subtract_mean, has_gamma, has_beta, has_center, has_shift;
-  Activation activation;
-  void* scratch;
-
-  bool activates() const { return activation != Activation::kNone; }
-
-  template <class V>
-  V* Out(int i) const {
-    return static_cast<V*>(out[i]);
-  }
-  template <class V>
-  const V* In(int i, bool there = true) const {
-    return there ? static_cast<const V*>(in[i]) : nullptr;
-  }
-};
-
-template <class T>
-struct Runner {
-  using U = Parameter<T>;
-  static void RunNormalize(const Call& c) {
-    Normalize<T>(c.pool, c.k, c.In<T>(0), c.In<U>(1, c.has_gamma), c.In<U>(2, c.has_beta),
-                 c.epsilon, c.subtract_mean, c.activation, c.Out<T>(0), c.Out<U>(1), c.Out<U>(2),
-                 c.scratch);
-  }
-  static void RunNormalizeGrad(const Call& c) {
-    NormalizeGrad<T>(c.pool, c.k, c.In<T>(0), c.In<T>(1), c.In<U>(2, c.has_gamma),
-                     c.In<U>(3, c.has_beta && c.activates()), c.In<U>(4), c.In<U>(5), c.epsilon,
-                     c.subtract_mean, c.activation, c.Out<T>(0),
-                     c.has_gamma ? c.Out<U>(1) : nullptr, c.has_beta ? c.Out<U>(2) : nullptr,
-                     c.scratch);
-  }
-  static void RunMoments(const Call& c) {
-    Moments<T>(c.pool, c.k, c.In<T>(0), c.subtract_mean, c.Out<U>(0), c.Out<U>(1), c.Out<U>(2),
-               c.scratch);
-  }
-  static void RunMomentsGrad(const Call& c) {
-    MomentsGrad<T>(c.pool, c.k, c.In<T>(0), c.In<U>(1), c.In<U>(2), c.In<U>(3), c.In<U>(4),
-                   c.Out<T>(0), c.scratch);
-  }
-  static void RunScaleShift(const Call& c) {
-    ScaleShift<T>(c.pool, c.k, c.In<T>(0), c.In<U>(1, c.has_center), c.In<U>(2),
-                  c.In<U>(3, c.has_shift), c.activation, c.Out<T>(0));
-  }
-  static void RunScaleShiftGrad(const Call& c) {
-    ScaleShiftGrad<T>(c.pool, c.k, c.In<T>(0), c.In<T>(1), c.In<U>(2, c.has_center), c.In<U>(3),
-                      c.In<U>(4, c.has_shift && c.activates()), c.activation, c.Out<T>(0),
-                      c.Out<U>(1), c.Out<U>(2), c.scratch);
-  }
-};
-
-template <void (*kFloat)(const Call&), void (*kDouble)(const Call&), void (*kBfloat16)(const Call&),
-          void (*kFloat16)(const Call&)>
-ffi::Error Handle(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                  ffi::Dictionary attributes) {
-  const auto integer = [&](const char* name) {
-    const auto value = attributes.get<int64_t>(name);
-    return value.has_value() ? *value : int64_t{-1};
-  };
-  const auto low = attributes.get<float>("epsilon_low"), high = attributes.get<float>("epsilon");
-  Call call;
-  call.k = {integer("n"), integer("s"), integer("g"), integer("d"), integer("t")};
-  const int64_t flags = integer("flags"), activation = integer("activation");
-  if (call.k.n < 0 || call.k.s < 0 || call.k.g < 0 || call.k.d < 0 || call.k.t < 0 || flags < 0 ||
-      activation < 0 || !low.has_value() || !high.has_value()) {
-    return ffi::Error::InvalidArgument("keras_norms: a custom call without its attributes");
-  }
-  call.epsilon = static_cast<double>(*high) + *low;
-  call.subtract_mean = flags & 1;
-  call.has_gamma = flags & 2;
-  call.has_beta = flags & 4;
-  call.has_center = flags & 8;
-  call.has_shift = flags & 16;
-  call.activation = static_cast<Activation>(activation);
-  call.pool.threads = static_cast<int>(threads.num_threads());
-  call.pool.schedule = [&threads](std::function<void()> task) {
-    threads.Schedule(std::move(task));
-  };
-  auto type = ffi::DataType::INVALID;
-  for (size_t i = 0; i < args.size(); ++i) {
-    const auto buffer = args.get<ffi::AnyBuffer>(i);
-    if (!buffer.has_value()) return buffer.error();
-    if (i == 0) type = buffer->element_type();
-    call.in.push_back(buffer->untyped_data());
-  }
-  for (size_t i = 0; i < rets.size(); ++i) {
-    auto buffer = rets.get<ffi::AnyBuffer>(i);
-    if (!buffer.has_value()) return buffer.error();
-    call.out.push_back((*buffer)->untyped_data());
-  }
-  constexpr size_t kAlignment = 64;
-  const size_t bytes = (ScratchBytes(call.k) + kAlignment - 1) / kAlignment * kAlignment;
-  const std::unique_ptr<void, void (*)(void*)> scratch(
-      bytes == 0 ? nullptr : std::aligned_alloc(kAlignment, bytes), std::free);
-  if (bytes != 0 && scratch == nullptr) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "keras_norms: no memory for scratch");
-  }
-  call.scratch = scratch.get();
-  switch (type) {
-    case ffi::DataType::F32:
-      kFloat(call);
-      break;
-    case ffi::DataType::F64:
-      kDouble(call);
-      break;
-    case ffi::DataType::BF16:
-      kBfloat16(call);
-      break;
-    case ffi::DataType::F16:
-      kFloat16(call);
-      break;
-    default:
-      return ffi::Error::InvalidArgument("keras_norms: unknown element type");
-  }
-  return ffi::Error::Success();
-}
-
-#define KERAS_NORMS_HANDLER(name, target)                                                       \
-  XLA_FFI_DEFINE_HANDLER(                                                                       \
-      k##name##Handler,                                                                         \
-      (Handle<Runner<float>::Run##name, Runner<double>::Run##name, Runner<bfloat16>::Run##name, \
-              Runner<float16>::Run##name>),                                                     \
-      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs());         \
-  XLA_FFI_REGISTER_HANDLER(ffi::GetXlaFfiApi(), target, "Host", k##name##Handler)
-KERAS_NORMS_HANDLER(Normalize, "keras_norms_normalize");
-KERAS_NORMS_HANDLER(NormalizeGrad, "keras_norms_normalize_grad");
-KERAS_NORMS_HANDLER(Moments, "keras_norms_moments");
-KERAS_NORMS_HANDLER(MomentsGrad, "keras_norms_moments_grad");
-KERAS_NORMS_HANDLER(ScaleShift, "keras_norms_scale_shift");
-KERAS_NORMS_HANDLER(ScaleShiftGrad, "keras_norms_scale_shift_grad");
-#undef KERAS_NORMS_HANDLER
-
-// ---- When it compiles: from the op to a custom call -----------------------------------------
 
 using Dims = std::vector<int64_t>;
 
@@ -336,15 +187,28 @@ class ScaleShiftGradXla : public NormXlaKernel {
   }
 };
 
-#define KERAS_NORMS_XLA(name, kernel) \
-  REGISTER_XLA_OP(Name("KerasNorms>" name).Device(tensorflow::DEVICE_CPU_XLA_JIT), kernel)
-KERAS_NORMS_XLA("Normalize", NormalizeXla);
-KERAS_NORMS_XLA("NormalizeGrad", NormalizeGradXla);
-KERAS_NORMS_XLA("Moments", MomentsXla);
-KERAS_NORMS_XLA("MomentsGrad", MomentsGradXla);
-KERAS_NORMS_XLA("ScaleShift", ScaleShiftXla);
-KERAS_NORMS_XLA("ScaleShiftGrad", ScaleShiftGradXla);
-#undef KERAS_NORMS_XLA
+template <class Kernel>
+void Register(const char* op, const char* device, bool float64) {
+  std::vector<tensorflow::DataType> types = {tensorflow::DT_FLOAT, tensorflow::DT_HALF,
+                                             tensorflow::DT_BFLOAT16};
+  if (float64) types.push_back(tensorflow::DT_DOUBLE);
+  tensorflow::XlaOpRegistrar(
+      tensorflow::XlaOpRegistrationBuilder::Name(op)
+          .Device(device)
+          .TypeConstraint("T", types)
+          .Build([](OpKernelConstruction* c) -> tensorflow::OpKernel* { return new Kernel(c); }));
+}
 
 }  // namespace
+
+bool RegisterLowering(const char* device, bool float64) {
+  Register<NormalizeXla>("KerasNorms>Normalize", device, float64);
+  Register<NormalizeGradXla>("KerasNorms>NormalizeGrad", device, float64);
+  Register<MomentsXla>("KerasNorms>Moments", device, float64);
+  Register<MomentsGradXla>("KerasNorms>MomentsGrad", device, float64);
+  Register<ScaleShiftXla>("KerasNorms>ScaleShift", device, float64);
+  Register<ScaleShiftGradXla>("KerasNorms>ScaleShiftGrad", device, float64);
+  return true;
+}
+
 }  // namespace keras_norms

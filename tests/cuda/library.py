@@ -1,0 +1,46 @@
+"""Builds what the tests of the launches need: `library.py LIBRARY IMAGES`.
+
+LIBRARY is the compiled op with its CUDA kernels registered for the CPU, where fake_driver.cc runs
+them, in place of the CPU's own. IMAGES are the compiled kernels, as the op has them inside.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from keras_norms import build
+
+OF_THE_CPU = ("cpu_kernels.cc", "xla_cpu.cc")
+OF_THE_GPU = ("gpu_kernels.cc", "xla_gpu.cc")
+
+
+def for_the_cpu(units):
+    for unit in units:
+        if unit.source.name in OF_THE_GPU:
+            flags = (*unit.flags, "-DKERAS_NORMS_CUDA_ON_CPU")
+            yield unit._replace(flags=flags, key=f"{unit.key}-cpu")
+        elif unit.source.name not in OF_THE_CPU:
+            yield unit
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", type=Path)
+    parser.add_argument("images", type=Path)
+    chosen = parser.parse_args()
+    toolchain, compiler = build.find_tensorflow(), build.find_compiler()
+    nvrtc = build._find_nvrtc(True, Path(toolchain.directory))
+
+    def compiled(units):
+        how = {"force": False, "verbose": False, "jobs": build._default_jobs(), "report": print}
+        return build._compile_all(list(units), compiler, nvrtc, **how)
+
+    images = build._pack(compiled(build._image_units(nvrtc)))
+    chosen.images.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(images, chosen.images)
+    objects = compiled(for_the_cpu(build._units(toolchain, compiler, images)))
+    build._link(objects, toolchain, compiler, chosen.library, verbose=False, report=print)
+
+
+if __name__ == "__main__":
+    main()
