@@ -41,6 +41,7 @@ CUDA_SOURCES = (  # what a library with CUDA kernels has besides
     *("custom_ops/cuda/embedded.cc", "custom_ops/tf/gpu_kernels.cc", "custom_ops/tf/xla_gpu.cc"),
 )
 KERNELS = Path("custom_ops/cuda/kernels.cu")
+_X86 = ("x86_64", "AMD64")
 LINK = ("-shared", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-s")
 COMPILER_CURE = (
     "Install one (Debian and Ubuntu: `apt-get install g++`; Fedora: `dnf install gcc-c++`) "
@@ -207,6 +208,12 @@ def find_tensorflow(python: Sequence[str] | None = None) -> Toolchain:
     return Toolchain(*json.loads(found[1]))
 
 
+def cpu_targets(machine: str | None) -> list[str]:
+    """Those that the kernels are compiled for."""
+    special = [name.removeprefix("kernels_").removesuffix(".cc") for name in TARGETS]
+    return ["baseline", *(special if machine in _X86 else ())]
+
+
 def record(tensorflow_version: str, compiler: str, *, cuda: bool = False) -> str:
     """What `library.read_record` finds in the library, as a string literal of C++."""
     content = {
@@ -274,7 +281,7 @@ def _units(toolchain: Toolchain, compiler: Sequence[str], images: Path | None) -
     cuda = {root / name for name in CUDA_SOURCES}
     sources = found - cuda if images is None else found | cuda
     for source in sorted(sources, key=lambda file: (file.parent.name != "tf", file)):
-        if source.name in TARGETS and platform.machine() not in ("x86_64", "AMD64"):
+        if source.name in TARGETS and platform.machine() not in _X86:
             continue
         own = special.get(source.name, glue_flags if source.parent.name == "tf" else ())
         key = base.copy()

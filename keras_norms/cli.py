@@ -13,25 +13,31 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from keras_norms import build, library
+from keras_norms import build, cuda, library
 
 # In a process of its own, since a broken TensorFlow or library may end the process it is in.
 _PROBE = """
 import dataclasses, json, keras, numpy, keras_norms
 found = {"backend": keras.backend.backend(), **dataclasses.asdict(keras_norms.kernel_info())}
-def error(layer, x):
-    return float(abs(numpy.asarray(layer(x)) - [[-1.0, 1.0]]).max())
-if found["fused"]:
+if found["backend"] == "tensorflow":
     import tensorflow as tf
+    from keras_norms import fused
+    found["gpus"] = [[name, list(capability)] for name, capability in fused.gpus()]
+def check(device):
+    layer = keras_norms.LayerNormalization(epsilon=0.0)
+    run = tf.function(layer, jit_compile=True) if "XLA" in device else layer
+    with tf.device("CPU" if "CPU" in device else "GPU"):
+        y = run(tf.constant([[1.0, 3.0]]))
+    error = float(abs(numpy.asarray(y) - [[-1.0, 1.0]]).max())
+    if not error < 1e-6:
+        raise RuntimeError(f"the op computes wrongly on {device}: error {error:.1g}.")
+if found["fused"]:
     keras_norms.set_kernel("fused")
-    layer, x = keras_norms.LayerNormalization(epsilon=0.0), tf.constant([[1.0, 3.0]])
-    for name, run in {"CPU": layer, "XLA:CPU": tf.function(layer, jit_compile=True)}.items():
-        try:
-            if name in found["devices"] and not error(run, x) < 1e-6:
-                raise RuntimeError(f"the op computes wrongly on {name}: error {error(run, x):.1g}.")
-        except Exception as problem:
-            found.update(fused=False, why_not=str(problem).splitlines()[0])
-            break
+    try:
+        for device in found["devices"]:
+            check(device)
+    except Exception as problem:
+        found.update(fused=False, why_not=str(problem).splitlines()[0])
 print("FOUND" + json.dumps(found))
 """
 
@@ -62,11 +68,19 @@ def diagnose() -> dict:
         "xla": False,
         "simd": None,
         "devices": [],
+        "driver": None,
+        "why_no_driver": None,
+        "gpus": [],
         "why_not": None,
         "cure": None,
     }
+    try:
+        state["driver"] = cuda.driver_version()
+    except OSError as error:
+        state["why_no_driver"] = str(error)
     found, problem = _probe()
     if found:
+        state["gpus"] = found.get("gpus", [])
         for name in ("backend", "kernel", "fused", "simd", "devices", "why_not"):
             state[name] = found[name]
         state["xla"] = state["fused"] and "XLA:CPU" in state["devices"]
@@ -108,8 +122,9 @@ def _cure(state: dict) -> str:
         return library.CURE
     if state["backend"] is None:
         return "Mend the import above; if it is the library's fault, `keras-norms build --force`."
-    if "GPU" in state["why_not"]:
-        return "Nothing: the portable path serves the GPU. CUDA_VISIBLE_DEVICES=-1 hides it."
+    if state["gpus"] and "CUDA kernels" in state["why_not"]:
+        hidden = "The portable path serves the GPU; CUDA_VISIBLE_DEVICES=-1 hides it."
+        return hidden if state["record"]["cuda"] else f"{cuda.CURE} {hidden}"
     return "Run `keras-norms build --force`."
 
 
@@ -166,6 +181,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
         said = f"TensorFlow {record.get('tensorflow')}, keras-norms {record.get('keras_norms')}"
         rows.append(("  built for", f"{said}, sources {record.get('sources')}"))
         rows.append(("  built by", f"{record.get('compiler')}, {record.get('machine')}"))
+        rows.append(("  for CPUs", ", ".join(build.cpu_targets(record.get("machine")))))
+        rows.append(("  for GPUs", _cuda_kernels(record.get("cuda", []))))
+    rows.append(("CUDA driver", _driver(state)))
+    rows.append(("GPU", _gpus(state)))
     if state["fused"]:
         rows.append(("fused op", f"works on {', '.join(state['devices'])} with {state['simd']}"))
         rows.append(("XLA", "runs the op too" if state["xla"] else "takes the portable path"))
@@ -175,6 +194,33 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for name, value in rows:
         print(f"{name:<15} {value}")
     return 0 if state["fused"] else 1
+
+
+def _cuda_kernels(architectures: Sequence[str]) -> str:
+    """As `sm_80, sm_90; newer ones by the PTX of compute_90`."""
+    if not architectures:
+        return f"none. {cuda.CURE}"
+    cubins = [a for a in architectures if a.startswith("sm_")]
+    ptx = [a for a in architectures if a.startswith("compute_")]
+    return "; ".join([", ".join(cubins), f"newer ones by the PTX of {', '.join(ptx)}"])
+
+
+def _driver(state: dict) -> str:
+    return (
+        f"serves CUDA {state['driver']}" if state["driver"] else f"none: {state['why_no_driver']}"
+    )
+
+
+def _gpus(state: dict) -> str:
+    """Those that TensorFlow sees, and which of the library's kernels each runs."""
+    if not state["gpus"]:
+        return "TensorFlow sees none"
+    architectures = (state["record"] or {}).get("cuda", [])
+    return "; ".join(
+        f"{name}, compute capability {capability[0]}.{capability[1]}, runs "
+        f"{cuda.image_for(architectures, capability) or 'none of the kernels'}"
+        for name, capability in state["gpus"]
+    )
 
 
 def _list(arguments: argparse.Namespace) -> int:

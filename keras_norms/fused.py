@@ -49,19 +49,31 @@ def info() -> dict:
     }
 
 
+@functools.cache
+def gpus() -> tuple[tuple[str, tuple[int, int]], ...]:
+    """Name and compute capability of the GPUs that TensorFlow sees."""
+    found = []
+    for gpu in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpu)
+        found.append(
+            (details.get("device_name", gpu.name), details.get("compute_capability", (0, 0)))
+        )
+    return tuple(found)
+
+
 def _devices() -> tuple[str, ...]:
     """What the op runs on, here."""
-    gpu = bool(_gpus()) and why_not_gpu() is None
+    gpu = bool(gpus()) and why_not_gpu() is None
     return ("CPU", *["XLA:CPU"] * _in_xla, *["GPU"] * gpu, *["XLA:CUDA"] * (gpu and _in_xla))
 
 
 def why_not_gpu() -> str | None:
     """Why the library cannot serve the GPUs that TensorFlow sees; None if it can, or sees none."""
-    if not _gpus():
+    if not gpus():
         return None
     if not _architectures:
         return f"TensorFlow sees a GPU and the library has no CUDA kernels. {cuda.CURE}"
-    for name, capability in _gpus():
+    for name, capability in gpus():
         if cuda.image_for(_architectures, capability) is None:
             return (
                 f"The library has no CUDA kernels for {name}, which has compute capability "
@@ -76,7 +88,7 @@ def unusable_here(x) -> str | None:
         return f"the input is no dense tensor of TensorFlow but {type(x).__name__}."
     if x.dtype.name not in DTYPES:
         return f"the op is for {', '.join(DTYPES)}; the input is {x.dtype.name}."
-    if _gpus():
+    if gpus():
         # Also for what is placed on the CPU: where a graph will run is not known when it is traced.
         if reason := why_not_gpu():
             return reason
@@ -161,18 +173,6 @@ def exporting() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-@functools.cache
-def _gpus() -> tuple[tuple[str, tuple[int, int]], ...]:
-    """Name and compute capability of the GPUs that TensorFlow sees."""
-    found = []
-    for gpu in tf.config.list_physical_devices("GPU"):
-        details = tf.config.experimental.get_device_details(gpu)
-        found.append(
-            (details.get("device_name", gpu.name), details.get("compute_capability", (0, 0)))
-        )
-    return tuple(found)
 
 
 def _traced_for_xla() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_norms import build, library
+from keras_norms import build, cuda, library
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_compiler = pytest.mark.skipif(
@@ -239,6 +239,7 @@ def sources(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "sources_dir", lambda: folder)
     monkeypatch.setenv("KERAS_NORMS_OBJECTS", str(tmp_path / "objects"))
     monkeypatch.setenv("KERAS_NORMS_LIBRARY", str(tmp_path / "out" / "a.so"))
+    monkeypatch.setattr(cuda, "find_nvrtc", lambda folders=(): None)
     library.digest.cache_clear()
     yield folder
     library.digest.cache_clear()

@@ -14,6 +14,7 @@ import support
 import tensorflow as tf
 
 import keras_norms as kn
+from keras_norms import cuda
 from keras_norms import fused as room
 
 pytestmark = pytest.mark.usefixtures("fused")
@@ -1036,12 +1037,24 @@ def without_library(monkeypatch):
     return "It is away. Run `keras-norms build`."
 
 
-def with_gpu(monkeypatch):
-    monkeypatch.setattr(room, "_gpu", lambda: True)
-    return "TensorFlow sees a GPU and the op has no kernel for it yet."
+def with_gpu(monkeypatch, capability=(9, 0), architectures=()):
+    monkeypatch.setattr(room, "gpus", lambda: (("H200", capability),))
+    monkeypatch.setattr(room, "_architectures", architectures)
+    return (
+        "TensorFlow sees a GPU and the library has no CUDA kernels. "
+        "Run `pip install keras-norms[cuda]`, then `keras-norms build --cuda`."
+    )
 
 
-@pytest.mark.parametrize("situation", [without_library, with_gpu])
+def with_old_gpu(monkeypatch):
+    with_gpu(monkeypatch, (7, 0), cuda.ARCHITECTURES)
+    return (
+        "The library has no CUDA kernels for H200, which has compute capability 7.0, but for "
+        "sm_75, sm_80, sm_86, sm_89, sm_90, compute_90."
+    )
+
+
+@pytest.mark.parametrize("situation", [without_library, with_gpu, with_old_gpu])
 def test_fused_raises_and_auto_is_silent_where_it_cannot_run(situation, monkeypatch, rng):
     reason = situation(monkeypatch)
     x = tf.constant(rng.normal(size=(5, 7)), tf.float32)
@@ -1056,6 +1069,25 @@ def test_fused_raises_and_auto_is_silent_where_it_cannot_run(situation, monkeypa
     kn.set_kernel("fused")
     with pytest.raises(RuntimeError, match=refused(reason)):
         kn.BatchNormalization()(x)
+
+
+def test_a_gpu_that_the_library_has_kernels_for(monkeypatch, rng):
+    """The GPU is not there: the op runs where TensorFlow puts it, on the CPU."""
+    assert kn.kernel_info().devices == ("CPU", "XLA:CPU")
+    with_gpu(monkeypatch)
+    assert kn.kernel_info().devices == ("CPU", "XLA:CPU")
+    with_gpu(monkeypatch, architectures=cuda.ARCHITECTURES)
+    assert kn.kernel_info().devices == ("CPU", "XLA:CPU", "GPU", "XLA:CUDA")
+    layer = kn.LayerNormalization()
+    for dtype in ("float16", "bfloat16", "float32"):
+        assert ops_of(layer, tf.cast(rng.normal(size=(5, 7)), dtype))
+    layer = kn.LayerNormalization(dtype="float64")
+    x = tf.constant(rng.normal(size=(5, 7)))
+    reason = "on a GPU the op is for float16, bfloat16, float32; the input is float64."
+    with pytest.raises(RuntimeError, match=refused(reason)):
+        layer(x)
+    kn.set_kernel("auto")
+    assert ops_of(layer, x) == []
 
 
 @pytest.mark.parametrize(
