@@ -2,7 +2,7 @@
 
 There is no CUDA toolkit in this: NVRTC, a library that pip brings, compiles the kernels without a
 GPU, and the driver of the GPU's machine loads what is compiled. The library holds machine code for
-each generation of GPUs that TensorFlow serves, and PTX, which the driver compiles for newer ones.
+each generation of GPUs from Turing to Hopper, and PTX, which the driver compiles for newer ones.
 """
 
 import ctypes

@@ -12,9 +12,10 @@ import pytest
 import reference
 import support
 import tensorflow as tf
+from tensorflow.python.framework import kernels
 
 import keras_norms as kn
-from keras_norms import cuda
+from keras_norms import cuda, library
 from keras_norms import fused as room
 
 pytestmark = pytest.mark.usefixtures("fused")
@@ -1069,6 +1070,25 @@ def test_fused_raises_and_auto_is_silent_where_it_cannot_run(situation, monkeypa
     kn.set_kernel("fused")
     with pytest.raises(RuntimeError, match=refused(reason)):
         kn.BatchNormalization()(x)
+
+
+@pytest.mark.parametrize("op", ["Normalize", "Moments", "ScaleShift"])
+@pytest.mark.parametrize("gradient", ["", "Grad"])
+def test_registered_kernels(op, gradient):
+    """For GPUs where the record says so, and for all types that `unusable_here` lets through."""
+    found = {}
+    for kernel in kernels.get_registered_kernels_for_op(f"KerasNorms>{op}{gradient}").kernel:
+        if "XLA" not in kernel.device_type:
+            types = {
+                c.name: [tf.as_dtype(t).name for t in c.allowed_values.list.type]
+                for c in kernel.constraint
+            }
+            assert types["U"] == ["float64" if types["T"] == ["float64"] else "float32"]
+            found.setdefault(kernel.device_type, set()).update(types["T"])
+    want = {"CPU": set(room.DTYPES)}
+    if library.read_record(library.library_path())["cuda"]:
+        want["GPU"] = set(room.GPU_DTYPES)
+    assert found == want
 
 
 def test_a_gpu_that_the_library_has_kernels_for(monkeypatch, rng):
