@@ -139,21 +139,34 @@ def build(
     if nvrtc is None and cuda is None:
         report(f"For the CPU only, as there is no NVRTC to compile for GPUs. {nvidia.CURE}")
     start = time.perf_counter()
-
-    def compile_all(units: Sequence[Unit]) -> list[Path]:
-        how = {"force": force, "verbose": verbose, "jobs": jobs, "report": report}
-        return _compile_all(units, compiler, nvrtc, **how)
-
+    how = {"force": force, "verbose": verbose, "jobs": jobs, "report": report}
     images = None
     if nvrtc is not None:
-        report(f"CUDA kernels by NVRTC {nvrtc.version}:")
-        images = _pack(compile_all(_image_units(nvrtc)))
+        images = compile_images(nvrtc, **how)
         report("C++:")
-    objects = compile_all(_units(toolchain, compiler, images))
+    objects = _compile_all(_units(toolchain, compiler, images), compiler, **how)
     _link(objects, toolchain, compiler, output, verbose=verbose, report=report)
     size = output.stat().st_size / 1024
     report(f"Built {output} ({size:.0f} KB) in {time.perf_counter() - start:.0f} s.")
     return output
+
+
+def compile_images(
+    nvrtc: nvidia.Nvrtc,
+    *,
+    force: bool = False,
+    verbose: bool = False,
+    jobs: int = 1,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Compiles the CUDA kernels into one file, which custom_ops/cuda/images.h describes.
+
+    Args:
+        force, verbose, jobs, report: as in `build`.
+    """
+    report(f"CUDA kernels by NVRTC {nvrtc.version}:")
+    how = {"force": force, "verbose": verbose, "jobs": jobs, "report": report}
+    return _pack(_compile_all(_image_units(nvrtc), nvrtc, **how))
 
 
 def _find_nvrtc(cuda: bool | None, tensorflow: Path) -> nvidia.Nvrtc | None:
@@ -230,13 +243,12 @@ def record(tensorflow_version: str, compiler: str, *, cuda: bool = False) -> str
 def _image_units(nvrtc: nvidia.Nvrtc) -> list[Unit]:
     """The CUDA kernels, for each of the architectures."""
     root = library.sources_dir().parent
-    base = hashlib.sha256("\0".join((nvrtc.version, *nvidia.OPTIONS)).encode())
-    _add_contents(base, root, KERNELS)
     units = []
     for architecture in nvidia.ARCHITECTURES:
-        key = base.copy()
-        key.update(f"\0{architecture}".encode())
-        units.append(Unit(KERNELS, (), key.hexdigest()[:16], architecture))
+        flags = nvidia.options(architecture)
+        key = hashlib.sha256("\0".join((nvrtc.version, *flags)).encode())
+        _add_contents(key, root, KERNELS)
+        units.append(Unit(KERNELS, flags, key.hexdigest()[:16], architecture))
     return units
 
 
@@ -359,8 +371,7 @@ def _run(command: Sequence[str], what: str) -> None:
 
 def _compile_all(
     units: Sequence[Unit],
-    compiler: Sequence[str],
-    nvrtc: nvidia.Nvrtc | None,
+    compiler: Sequence[str] | nvidia.Nvrtc,
     *,
     force: bool,
     verbose: bool,
@@ -379,8 +390,10 @@ def _compile_all(
         start = time.perf_counter()
         part = target.with_suffix(f".{os.getpid()}.part")
         try:
-            if unit.architecture:
-                part.write_bytes(_compile_image(unit, nvrtc))
+            if isinstance(compiler, nvidia.Nvrtc):
+                if verbose:
+                    report(f"NVRTC: {shlex.join((*unit.flags, str(unit.source)))}")
+                part.write_bytes(_compile_image(unit, compiler))
             else:
                 command = [*compiler, *unit.flags, "-c", str(unit.source), "-o", str(part)]
                 if verbose:

@@ -13,11 +13,15 @@ from pathlib import Path
 
 # sm_*: machine code of a compute capability; compute_*: PTX of one, for that and all newer.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "compute_90")
-OPTIONS = ("--std=c++17",)
 CURE = "Run `pip install keras-norms[cuda]`, then `keras-norms build --cuda`."
 
 _NVRTC = "libnvrtc.so.12"  # CUDA 12, as TensorFlow's: images load in the drivers that it needs
 _DRIVER = "libcuda.so.1"
+
+
+def options(architecture: str) -> tuple[str, ...]:
+    """NVRTC's for one of ARCHITECTURES."""
+    return "--std=c++17", f"--gpu-architecture={architecture}"
 
 
 class CudaError(RuntimeError):
@@ -46,10 +50,10 @@ class Nvrtc:
         create = (source, name.encode(), len(headers), texts, names)
         self._call("nvrtcCreateProgram", ctypes.byref(program), *create)
         try:
-            given = [*OPTIONS, f"--gpu-architecture={architecture}"]
-            options = (ctypes.c_char_p * len(given))(*(o.encode() for o in given))
+            given = [option.encode() for option in options(architecture)]
+            array = (ctypes.c_char_p * len(given))(*given)
             try:
-                self._call("nvrtcCompileProgram", program, len(given), options)
+                self._call("nvrtcCompileProgram", program, len(given), array)
             except CudaError as error:
                 log = self._result("ProgramLog", program).rstrip(b"\0").decode(errors="replace")
                 raise CudaError(f"{error}\n{log}") from None

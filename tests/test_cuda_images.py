@@ -71,7 +71,7 @@ def test_nvrtc_compiles():
     assert ptx.endswith(b"\0")
 
 
-class FakeNvrtc:
+class FakeNvrtc(cuda.Nvrtc):
     version = "12.5"
 
     def __init__(self):

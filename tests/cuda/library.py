@@ -30,16 +30,14 @@ def main():
     chosen = parser.parse_args()
     toolchain, compiler = build.find_tensorflow(), build.find_compiler()
     nvrtc = build._find_nvrtc(True, Path(toolchain.directory))
-
-    def compiled(units):
-        how = {"force": False, "verbose": False, "jobs": build._default_jobs(), "report": print}
-        return build._compile_all(list(units), compiler, nvrtc, **how)
-
-    images = build._pack(compiled(build._image_units(nvrtc)))
+    jobs = build._default_jobs()
+    images = build.compile_images(nvrtc, jobs=jobs)
     chosen.images.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(images, chosen.images)
-    objects = compiled(for_the_cpu(build._units(toolchain, compiler, images)))
-    build._link(objects, toolchain, compiler, chosen.library, verbose=False, report=print)
+    units = list(for_the_cpu(build._units(toolchain, compiler, images)))
+    how = {"verbose": False, "report": print}
+    objects = build._compile_all(units, compiler, force=False, jobs=jobs, **how)
+    build._link(objects, toolchain, compiler, chosen.library, **how)
 
 
 if __name__ == "__main__":
