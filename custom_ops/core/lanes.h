@@ -77,7 +77,7 @@ void NormalizeLanes(const Pool& pool, const Geometry& k, const T* x, const U* ga
                     const StatisticsOut<U>& out, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels(), sample = k.s * channels;
-  const bool stream = Streams(k, x, y);
+  const bool stream = Streams(k, 2, x, y);
   Arena arena(scratch);
   const LanesForward<U> work(&arena, k);
   if (!CutLanes(k)) {
@@ -230,7 +230,7 @@ void NormalizeLanesGrad(const Pool& pool, const Geometry& k, const T* dy, const 
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels(), sample = k.s * channels;
   const bool activated = activation != Activation::kNone;
-  const bool stream = !activated && Streams(k, dy, dx);
+  const bool stream = !activated && Streams(k, 3, dy, dx);
   Arena arena(scratch);
   const LanesBackward<U> work(&arena, k);
   for (int64_t c = 0; c < channels; ++c) work.gamma[c] = gamma ? gamma[c] : U{1};

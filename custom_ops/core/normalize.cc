@@ -233,7 +233,7 @@ void MomentsGrad(const Pool& pool, const Geometry& k, const T* x, const Paramete
   // Of rows and runs, the d * t elements of a mean in one s lie side by side.
   const int64_t block = k.d * k.t, blocks = k.n * k.s * k.g;
   const int64_t tiles = CeilDiv(block, kPieceElements);
-  const Finish<T> finish = {Activation::kNone, nullptr, Streams(k, x, dx)};
+  const Finish<T> finish = {Activation::kNone, nullptr, Streams(k, 2, x, dx)};
   const int64_t tasks = Tasks(blocks * tiles, CeilDiv(block, tiles), 1024);
   ParallelFor(pool, tasks, [&](int64_t task) {
     const Range range = Part(blocks * tiles, tasks, task);
@@ -253,7 +253,7 @@ void ScaleShift(const Pool& pool, const Geometry& k, const T* x, const Parameter
   if (k.size() == 0) return;
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels();
-  const Finish<T> finish = {activation, nullptr, Streams(k, x, y)};
+  const Finish<T> finish = {activation, nullptr, Streams(k, 2, x, y)};
   if (k.t == 1) {
     ForLaneRows(pool, k, [&](int64_t n, int64_t begin, int64_t end) {
       const int64_t base = n * channels, offset = (n * k.s + begin) * channels;

@@ -59,7 +59,7 @@ void NormalizeRows(const Pool& pool, const Geometry& k, const T* x, const U* gam
                    const StatisticsOut<U>& out, void* scratch) {
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t rows = k.units(), d = k.d;
-  const bool stream = Streams(k, x, y);
+  const bool stream = Streams(k, 2, x, y);
   const auto at = [&](const U* p, int64_t row) { return p ? p + row % k.g * d : nullptr; };
   if (d <= kShortRow) {
     const int64_t tasks = Tasks(k.n, k.channels(), 256);
@@ -172,7 +172,7 @@ void NormalizeRowsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t rows = k.units(), d = k.d, channels = k.channels();
   const bool parameters = dgamma != nullptr || dbeta != nullptr;
-  const bool stream = activation == Activation::kNone && Streams(k, dy, dx);
+  const bool stream = activation == Activation::kNone && Streams(k, 3, dy, dx);
   const double count = static_cast<double>(d);
   Arena arena(scratch);
   const RowsBackward<U> work(&arena, k);

@@ -85,7 +85,7 @@ void NormalizeRuns(const Pool& pool, const Geometry& k, const T* x, const U* gam
   const Kernels<T>& kernels = KernelsOf<T>();
   const int64_t channels = k.channels();
   const double count = static_cast<double>(k.count());
-  const bool stream = Streams(k, x, y);
+  const bool stream = Streams(k, 2, x, y);
   const auto at = [](const U* p, int64_t c) { return p ? p + c : nullptr; };
   if (!CutRuns(k)) {
     const int64_t tasks = Tasks(k.units(), k.count(), 256);
@@ -209,7 +209,7 @@ void NormalizeRunsGrad(const Pool& pool, const Geometry& k, const T* dy, const T
   const int64_t channels = k.channels();
   const double count = static_cast<double>(k.count());
   const bool activated = activation != Activation::kNone;
-  const bool stream = !activated && Streams(k, dy, dx);
+  const bool stream = !activated && Streams(k, 3, dy, dx);
   const T* const dz = activated ? dx : dy;
   Arena arena(scratch);
   const RunsBackward<U> work(&arena, k);

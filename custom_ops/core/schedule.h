@@ -15,11 +15,12 @@ constexpr int64_t kFewMeans = 8;          // fewer means than this are cut into 
 // Bytes of the last cache before the memory, as the system tells them.
 int64_t LastCacheBytes();
 
-// Whether to write `to` past the caches: it would not fit, and need not be read before it is
-// written, as a cache would. What is written over its own input is there already.
+// Whether to write `to` past the caches, of `arrays` as large as x that a call reads and writes:
+// they do not fit together, and to write into a cache a processor reads first what is overwritten.
+// What is written over its own input is there already.
 template <class T>
-bool Streams(const Geometry& k, const T* from, const T* to) {
-  return to != from && k.size() * static_cast<int64_t>(sizeof(T)) > LastCacheBytes();
+bool Streams(const Geometry& k, int arrays, const T* from, const T* to) {
+  return to != from && arrays * k.size() * static_cast<int64_t>(sizeof(T)) > LastCacheBytes();
 }
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -70,13 +70,14 @@ TEST(Bfloat16) { RunAll<bfloat16>(); }
 TEST(Float16) { RunAll<float16>(); }
 
 TEST(WhatStreams) {
-  const int64_t cache = LastCacheBytes() / static_cast<int64_t>(sizeof(float));
-  check::Expect(cache > 0, "a cache");
+  const int64_t half = LastCacheBytes() / static_cast<int64_t>(2 * sizeof(float));
+  check::Expect(half > 0, "a cache");
   const float* x = nullptr;
   const float* y = x + 1;
-  check::Expect(!Streams({1, cache, 1, 1, 1}, x, y), "what fits stays");
-  check::Expect(Streams({1, cache + 1, 1, 1, 1}, x, y), "what is larger does not");
-  check::Expect(!Streams({1, cache + 1, 1, 1, 1}, x, x), "unless it is there already");
+  check::Expect(!Streams({1, half, 1, 1, 1}, 2, x, y), "what fits stays");
+  check::Expect(Streams({1, half + 1, 1, 1, 1}, 2, x, y), "what does not is streamed");
+  check::Expect(Streams({1, half, 1, 1, 1}, 3, x, y), "nor does a third array");
+  check::Expect(!Streams({1, half + 1, 1, 1, 1}, 2, x, x), "unless it is there already");
 }
 
 }  // namespace
