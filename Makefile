@@ -13,6 +13,7 @@
 #   make test-aarch64   the C++ tests for aarch64, under emulation
 #   make build-cuda     install NVRTC and compile the op with CUDA kernels
 #   make test-cuda      the CUDA kernels and their launches, run by the CPU
+#   make gpu-harness    the library that benchmarks/gpu takes to a machine with a GPU
 #   make test-slow      every layer in TFLite's number formats and on two replicas; the examples
 #   make test-backends  install JAX and PyTorch and run every layer on them
 #   make test-peers     make tensorflow-addons' own environment and compare with it
@@ -34,7 +35,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
 .PHONY: demo test pytest matrix bench lint format op build-cuda test-cpp sanitize sanitize-threads bazel \
         test-aarch64 test-cuda test-slow test-backends test-peers test-torch \
-        test-packaging dist clean distclean
+        test-packaging gpu-harness dist clean distclean
 
 demo: $(OP)
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -88,7 +89,8 @@ build-cuda: $(VENV)/.cuda $(VENV)/.package
 
 # Lint ------------------------------------------------------------------------------------------
 
-CPP_FILES = $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h tests/c*/*.cc tests/c*/*.h)
+CPP_FILES = $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h tests/c*/*.cc tests/c*/*.h \
+                       benchmarks/gpu/*.cc)
 
 lint: $(VENV)/.requirements
 	$(BIN)/ruff check .
@@ -149,8 +151,28 @@ sanitize-threads: run-threads
 bazel: $(VENV)/.requirements
 	KERAS_NORMS_PYTHON=$(abspath $(BIN))/python bazel/run
 
-test-cuda: $(VENV)/.cuda $(VENV)/.package
+test-cuda: $(VENV)/.cuda $(VENV)/.package gpu-harness
 	CXX="$(CXX)" PYTHON="$(abspath $(BIN))/python" tests/cuda/run
+	CXX="$(CXX)" PYTHON="$(abspath $(BIN))/python" tests/cuda/run_harness
+
+# The CUDA kernels as a library of their own, without TensorFlow: what benchmarks/gpu takes along to
+# a machine with a GPU. The images are those of the op.
+GPU_LIBRARY := build/gpu/libkn_gpu.so
+GPU_SOURCES := benchmarks/gpu/library.cc $(patsubst %,custom_ops/cuda/%.cc,plan driver images embedded)
+GPU_FLAGS := -std=c++17 -O2 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -DNDEBUG -pthread -I.
+COMMIT = $(shell git describe --always --dirty --exclude '*' 2>/dev/null)
+
+build/gpu/images.bin: $(wildcard custom_ops/cuda/*.cu custom_ops/c*/*.h) keras_norms/cuda.py \
+                      benchmarks/gpu/images.py $(VENV)/.cuda
+	$(BIN)/python benchmarks/gpu/images.py $@
+
+$(GPU_LIBRARY): $(GPU_SOURCES) $(wildcard custom_ops/c*/*.h) build/gpu/images.bin
+	$(CXX) $(GPU_FLAGS) -DKERAS_NORMS_CUDA_IMAGES='"$(abspath build/gpu/images.bin)"' \
+	  -DKERAS_NORMS_COMMIT='"$(COMMIT)"' -shared -static-libgcc -static-libstdc++ \
+	  -Wl,--no-undefined -Wl,-s $(GPU_SOURCES) -ldl -o $@
+
+gpu-harness: $(GPU_LIBRARY)
+	@echo "$(GPU_LIBRARY): $$(($$(stat -c %s $(GPU_LIBRARY)) / 1000)) KB"
 
 test-aarch64:
 	tests/cpp/run_aarch64.sh
