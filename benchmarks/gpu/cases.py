@@ -9,6 +9,7 @@ from typing import NamedTuple
 DTYPES = ("bfloat16", "float32", "float16")  # parameters are float32 beside all of them
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float16": 2}
 FORWARD, BACKWARD = "forward", "backward"
+OURS, EAGER, COMPILED, TRITON, CLONE = "ours", "torch", "torch.compile", "Triton", "clone"
 EPSILON = 1e-3
 
 ROWS, CHANNELS_LAST, CHANNELS_FIRST = "rows", "channels last", "channels first"

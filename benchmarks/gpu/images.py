@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels into one file: `python benchmarks/gpu/images.py OUTPUT [ARCHITECTURE ...]`.
+"""Compiles the CUDA kernels into one file: `python benchmarks/gpu/images.py OUTPUT [sm_90 ...]`.
 
 Imports neither Keras nor TensorFlow; needs NVRTC. The images are those of `keras-norms build`.
 """

@@ -105,8 +105,8 @@ KN_GPU_API int kn_gpu_normalize(int dtype, KN_GPU_GEOMETRY, const void* x, const
   return Run(dtype, k, activation, stream, [&](Launcher* launcher, auto type) {
     using T = decltype(type);
     return Normalize<T>(launcher, k, static_cast<const T*>(x), gamma, beta, epsilon,
-                        subtract_mean != 0, static_cast<Activation>(activation),
-                        static_cast<T*>(y), mean, variance, workspace);
+                        subtract_mean != 0, static_cast<Activation>(activation), static_cast<T*>(y),
+                        mean, variance, workspace);
   });
 }
 
@@ -118,10 +118,10 @@ KN_GPU_API int kn_gpu_normalize_grad(int dtype, KN_GPU_GEOMETRY, const void* dy,
   const Geometry k = {n, s, g, d, t};
   return Run(dtype, k, activation, stream, [&](Launcher* launcher, auto type) {
     using T = decltype(type);
-    return NormalizeGrad<T>(launcher, k, static_cast<const T*>(dy), static_cast<const T*>(x),
-                            gamma, beta, mean, variance, epsilon, subtract_mean != 0,
-                            static_cast<Activation>(activation), static_cast<T*>(dx), dgamma,
-                            dbeta, workspace);
+    return NormalizeGrad<T>(launcher, k, static_cast<const T*>(dy), static_cast<const T*>(x), gamma,
+                            beta, mean, variance, epsilon, subtract_mean != 0,
+                            static_cast<Activation>(activation), static_cast<T*>(dx), dgamma, dbeta,
+                            workspace);
   });
 }
 
