@@ -222,20 +222,17 @@ class Stand:
     def workspace_bytes(self, dtype, k):
         return 64
 
-    def _wide(self, k, **tensors):
-        sizes = {k.size: tuple(k), k.g * k.d: (1, 1, k.g, k.d, 1), k.n * k.g: (k.n, 1, k.g, 1, 1)}
-        return [t.double().reshape(sizes[t.numel()]) for t in tensors.values()]
-
     def normalize(self, dtype, k, x, gamma, beta, epsilon, subtract, name, y, mean, variance, *_):
         from benchmarks.gpu import reference
 
-        xs = x.double()
+        xs, (g, b) = (
+            x.double().view(*k),
+            (p.double().view(1, 1, k.g, k.d, 1) for p in (gamma, beta)),
+        )
         found = reference.moments(xs, k, subtract)
-        z = reference.normalize(xs, gamma.double(), beta.double(), *found, epsilon)
-        y.copy_(reference.activate(name, z))
-        mean.copy_(found[0])
-        variance.copy_(found[1])
-        self.spoil("normalize", (y, mean, variance))
+        z = reference.normalize(xs, g, b, *found, epsilon)
+        wanted = reference.activate(name, z), *found
+        self._put("normalize", (y, mean, variance), wanted)
 
     def normalize_grad(
         self, dtype, k, dy, x, gamma, beta, mean, variance, epsilon, subtract, name, *outputs
@@ -482,6 +479,21 @@ def test_torch_measured_row():
     assert all(t.dtype == torch.float32 for t in data_)
 
 
+def test_torch_columns_that_disagree_are_not_timed():
+    pytest.importorskip("torch")
+    from benchmarks.gpu import measure
+
+    case, names = Case("layer", (4, 8), cases.ROWS, "float32"), [cases.OURS, cases.EAGER]
+    for spoil, agrees in ((lambda *_: None, True), (spoiled("normalize", 0, shift_one), False)):
+        library = Recording(spoil)
+        library.kernels = ["rows_forward_float32x4"]
+        row = measure.measure(case, FORWARD, names, library, FakeTimer(), "cpu", lambda: 0)
+        found = row["columns"][cases.EAGER]
+        assert isinstance(found, dict) == agrees
+        assert agrees or found.startswith("ArithmeticError: its result differs from ours by 0.")
+        assert row["bytes"] == row["own_bytes"] == 2 * case.bytes + 4 * (2 * 8 + 2 * 4)
+
+
 def timed(title, layer, layout, passes, ours, torch, *, own=None, floor=1000, **columns):
     columns = {"ours": ours, "torch": torch, **columns}
     return {
@@ -598,7 +610,7 @@ def test_a_failing_task_is_a_row_and_a_lost_device_ends_the_process():
     assert rows[0]["failed"] == "ValueError: no"
     assert rows[2]["failed"] == "RuntimeError: CUDA error"
     rows.clear()
-    assert stage.run(tasks, rows.append, first=3, seconds=-1) == 0
+    assert stage.run(tasks, rows.append, first=3, until=-1.0) == 0
     assert rows == [{"index": 3, "title": "d", "skipped": "no time was left"}]
 
 
@@ -639,6 +651,9 @@ def test_a_stage_that_cannot_begin_is_given_up():
 def test_sanitizers_verdict(monkeypatch):
     clean = "58 kernels ran: a b\n========= ERROR SUMMARY: 0 errors\n"
     assert sanitize.verdict(0, clean) == {"passed": "ERROR SUMMARY: 0 errors; 58 kernels ran"}
+    hazards = "58 kernels ran: a\n========= RACECHECK SUMMARY: {} hazards displayed (0 errors)\n"
+    assert "passed" in sanitize.verdict(0, hazards.format(0))
+    assert "failed" in sanitize.verdict(0, hazards.format(10))
     found = "========= Invalid __global__ read\n========= ERROR SUMMARY: 1 error\n"
     assert "Invalid __global__ read" in sanitize.verdict(77, found)["failed"]
     assert "failed" in sanitize.verdict(0, "")  # nothing ran

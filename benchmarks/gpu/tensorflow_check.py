@@ -119,8 +119,8 @@ def check(report: Report, device: str) -> dict:
         for name, (make, shape) in layers(kn).items():
 
             def placed(make=make, shape=shape):
-                layer = support.built(make(), shape)
-                return _on(layer(tf.ones(shape), **support.training(layer)), device)
+                layer, ones = support.built(make(), shape), np.ones(shape, "float32")
+                return _on(layer(tf.constant(ones), **support.training(layer)), device)
 
             report.step(f"{name}: where it runs", placed)
             for dtype in DTYPES:

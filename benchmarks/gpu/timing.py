@@ -44,19 +44,21 @@ class GraphTimer:
             call()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        gc.collect()
+        results = []
         gc.disable()  # what is freed while a graph is captured would end that
         try:
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                results = []
                 for call in calls:
                     result = call()
                     if cold:  # kept, or the next call's results would lie in the same place
                         results.append(result)
                     del result
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it says only that there was an error
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         finally:
             gc.enable()
 
