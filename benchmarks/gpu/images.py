@@ -1,39 +1,29 @@
-"""Compiles the CUDA kernels into one file: `python benchmarks/gpu/images.py OUTPUT [sm_90 ...]`.
+"""The CUDA kernels compiled into one file: `python benchmarks/gpu/images.py OUTPUT`.
 
-Imports neither Keras nor TensorFlow; needs NVRTC. The images are those of `keras-norms build`.
+Needs NVRTC and neither Keras nor TensorFlow. The images are those of `keras-norms build`, kept with
+its objects.
 """
 
-import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = "custom_ops/cuda/kernels.cu"
-
 
 def main() -> int:
-    sys.path.insert(0, str(ROOT / "keras_norms"))  # as a part of keras_norms it would import Keras
+    # As files: as parts of keras_norms they would import Keras.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "keras_norms"))
+    import build
     import cuda
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("architectures", nargs="*", default=cuda.ARCHITECTURES)
-    chosen = parser.parse_args()
+    (output,) = sys.argv[1:]
     nvrtc = cuda.find_nvrtc()
     if nvrtc is None:
-        print("There is no NVRTC (libnvrtc.so.12). Run `make build-cuda`.", file=sys.stderr)
+        print(f"There is no NVRTC (libnvrtc.so.12). {cuda.CURE}", file=sys.stderr)
         return 1
-    headers = {
-        file.relative_to(ROOT).as_posix(): file.read_bytes()
-        for file in sorted(ROOT.glob("custom_ops/c*/*.h"))
-    }
-    images = {}
-    for architecture in chosen.architectures:
-        print(f"{SOURCE} {architecture}", flush=True)
-        source = (ROOT / SOURCE).read_bytes()
-        images[architecture] = nvrtc.compile(architecture, SOURCE, source, headers)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_bytes(cuda.pack(images))
+    images = build.compile_images(nvrtc, jobs=os.cpu_count() or 1)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(images, output)
     return 0
 
 
