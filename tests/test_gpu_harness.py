@@ -434,6 +434,7 @@ class FakeTimer:
     """Runs every call and gives times in turn."""
 
     l2_bytes = 1000
+    no_graph = ""
 
     def __init__(self):
         self.calls = []
@@ -445,7 +446,12 @@ class FakeTimer:
             call()
         self.calls.append((len(calls), cold))
         number = len(self.calls)
-        return lambda: number * 1e-6
+
+        def run():
+            return number * 1e-6
+
+        run.no_graph = self.no_graph
+        return run
 
 
 class Recording(Stand):
@@ -472,11 +478,124 @@ def test_torch_measured_row():
     assert timer.calls == [(3, True), (1, False)] * 2
     assert row["columns"]["torch"] == {"cold": [1e-6] * 2, "hot": [2e-6] * 2}
     assert json.loads(json.dumps(row)) == json.loads(json.dumps(row))
+    timer.no_graph = "RuntimeError: not captured"
+    row = measure.measure(case, FORWARD, [cases.CLONE], Broken(), timer, "cpu", lambda: 0)
+    assert row["columns"]["clone"]["no_graph"] == timer.no_graph
     rows = Case("layer", (4, 8), cases.ROWS, "float32")
     assert cases.TRITON in measure.names(rows, FORWARD)
     assert cases.TRITON not in measure.names(rows, BACKWARD)
     data_ = [t for t in measure.columns.data(rows, BACKWARD, 1, "cpu") if torch.is_tensor(t)]
     assert all(t.dtype == torch.float32 for t in data_)
+
+
+def test_torch_graph_timer(monkeypatch):
+    """PyTorch's CUDA in name only: what is captured, kept, replayed and divided by."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.gpu import timing
+
+    log, clock = [], [0.0]
+
+    class Graph:
+        fails = False
+
+        def capture_begin(self, capture_error_mode):
+            log.append("begin")
+
+        def capture_end(self):
+            log.append("end")
+            if self.fails:
+                raise RuntimeError("the capture failed")
+
+        def replay(self):
+            log.append("replay")
+            clock[0] += 24.0
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock[0]
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    for name, stand in {
+        "CUDAGraph": Graph,
+        "Event": Event,
+        "Stream": object,
+        "stream": lambda stream: nullcontext(),
+        "synchronize": lambda: None,
+        "get_device_properties": lambda device: type("Properties", (), {"L2_cache_size": 7}),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand)
+    timer = timing.GraphTimer(replays=5)
+    assert timer.l2_bytes == 7
+
+    class Tensor:
+        def __del__(self):
+            log.append("freed")
+
+    def call(name):
+        def function():
+            log.append(name)
+            return Tensor()
+
+        return function
+
+    with timer.scope():
+        run = timer.capture([call("a"), call("b"), call("c")], cold=True)
+        captured = log[log.index("begin") :]
+        assert captured == ["begin", *"abc" * 3, "end"]  # at least 8 calls, nothing freed
+        assert run() == pytest.approx(24.0 / 1e3 / 9)  # milliseconds of a replay of 9 calls
+        assert log.count("replay") == 3 + 5
+        assert run.no_graph == ""
+        log.clear()
+        run = timer.capture([call("a")], cold=False)
+        captured = log[log.index("begin") : log.index("end")]
+        assert captured.count("a") == 8
+        assert captured.count("freed") == 8
+        Graph.fails = True
+        log.clear()
+        run = timer.capture([call("a")], cold=True)
+        assert run.no_graph == "RuntimeError: the capture failed"
+        log.clear()
+        run()
+        assert "replay" not in log
+        assert log.count("a") == 8 * (3 + 5)
+
+
+TRITON = """
+import torch
+from benchmarks.gpu import triton_rows
+for size in (1, 40, 2049):
+    x, gamma, beta = 3 + 2 * torch.randn(3, size), torch.randn(size), torch.randn(size)
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = x.to(dtype)
+        got = triton_rows.forward(rows, gamma, beta, torch.empty_like(rows), 1e-3, False)
+        want = torch.nn.functional.layer_norm(rows.float(), (size,), gamma, beta, 1e-3)
+        torch.testing.assert_close(got, want.to(dtype), rtol=1e-2, atol=1e-4)
+        got = triton_rows.forward(rows, gamma, beta, torch.empty_like(rows), 1e-3, True)
+        want = torch.nn.functional.rms_norm(rows.float(), (size,), gamma, 1e-3)
+        torch.testing.assert_close(got, want.to(dtype), rtol=1e-2, atol=1e-4)
+try:
+    triton_rows.forward(torch.empty(1, 65537), None, None, None, 1e-3, True)
+except NotImplementedError as error:
+    print(error)
+"""
+
+
+def test_torch_triton_rows_by_tritons_interpreter():
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "The row is longer than a block of 65536.\n", done.stderr
 
 
 def test_torch_columns_that_disagree_are_not_timed():
@@ -548,7 +667,7 @@ def test_table_names_what_is_missing_and_ends_with_the_goals():
     assert "no result: e: RuntimeError: it broke" in text
     assert "no result: memcheck: not installed" in text
     assert "FAILED: bad: GpuError: gone" in text
-    assert "without a time, 1 rows: torch: Error: why" in text
+    assert "without a time: torch: Error: why (1 rows)" in text
     assert "SLOWER than torch: b: 0.25" in text
     assert "goal: rows, forward >= 90%: 50 % in 2 rows, MISSED" in text
     assert "goal: two reads, of their own floor >= 90%: 100 % in 1 rows, reached" in text

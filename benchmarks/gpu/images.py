@@ -11,15 +11,14 @@ from pathlib import Path
 
 
 def main() -> int:
-    # As files: as parts of keras_norms they would import Keras.
+    # As a file: as a part of keras_norms it would import Keras.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "keras_norms"))
     import build
-    import cuda
 
     (output,) = sys.argv[1:]
-    nvrtc = cuda.find_nvrtc()
+    nvrtc = build.nvidia.find_nvrtc()
     if nvrtc is None:
-        print(f"There is no NVRTC (libnvrtc.so.12). {cuda.CURE}", file=sys.stderr)
+        print(f"There is no NVRTC (libnvrtc.so.12). {build.nvidia.CURE}", file=sys.stderr)
         return 1
     images = build.compile_images(nvrtc, jobs=os.cpu_count() or 1)
     Path(output).parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,8 @@ def measure(case: Case, passes: str, wanted, library, timer: Timer, device, stre
                 cold, hot = timer.capture(calls, cold=True), timer.capture(calls[:1], cold=False)
                 runs[name] = {"cold": cold, "hot": hot}
                 row["columns"][name] = {"cold": [], "hot": []}
+                if why := cold.no_graph or hot.no_graph:
+                    row["columns"][name]["no_graph"] = why
             except Exception as error:
                 row["columns"][name] = _reason(error)
         for _ in range(PASSES):

@@ -41,9 +41,16 @@ def _rows(result: Result) -> Iterator[str]:
     reasons: dict[str, int] = {}
     for row in rows:
         for name, found in row.columns.items():
+            why = None
             if isinstance(found, str):
-                reasons[f"{name}: {found}"] = reasons.get(f"{name}: {found}", 0) + 1
-    yield from (f"without a time, {count} rows: {why}" for why, count in reasons.items())
+                why = f"without a time: {name}: {found}"
+            elif "no_graph" in found:
+                why = (
+                    f"* launched one by one, as no graph was captured: {name}: {found['no_graph']}"
+                )
+            if why:
+                reasons[why] = reasons.get(why, 0) + 1
+    yield from (f"{why} ({count} rows)" for why, count in reasons.items())
 
 
 def _checks(result: Result) -> Iterator[str]:
@@ -142,7 +149,10 @@ def _cell(row: Row, name: str) -> str:
     if name not in row.columns:
         return ""
     cold, hot = row.seconds(name), row.seconds(name, "hot")
-    return "-" if cold is None else f"{cold * 1e6:.1f} ({hot * 1e6:.1f})"
+    if cold is None:
+        return "-"
+    mark = "*" if "no_graph" in row.columns[name] else ""
+    return f"{cold * 1e6:.1f} ({hot * 1e6:.1f}){mark}"
 
 
 def _percent(value: float | None) -> str:
