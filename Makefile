@@ -162,8 +162,8 @@ GPU_SOURCES := benchmarks/gpu/library.cc $(patsubst %,custom_ops/cuda/%.cc,plan 
 GPU_FLAGS := -std=c++17 -O2 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -DNDEBUG -pthread -I.
 COMMIT = $(shell git describe --always --dirty --exclude '*' 2>/dev/null)
 
-build/gpu/images.bin: $(wildcard custom_ops/cuda/*.cu custom_ops/c*/*.h) keras_norms/build.py keras_norms/cuda.py \
-                      benchmarks/gpu/images.py $(VENV)/.cuda
+build/gpu/images.bin: $(wildcard custom_ops/cuda/*.cu custom_ops/c*/*.h) keras_norms/build.py \
+                      keras_norms/cuda.py benchmarks/gpu/images.py $(VENV)/.cuda
 	$(BIN)/python benchmarks/gpu/images.py $@
 
 $(GPU_LIBRARY): $(GPU_SOURCES) $(wildcard custom_ops/c*/*.h) build/gpu/images.bin

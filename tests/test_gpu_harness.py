@@ -170,6 +170,19 @@ def test_small_runs_every_kernel():
 
 
 @pytest.mark.cuda
+def test_the_op_in_tensorflow_is_not_looked_for_on_the_cpu(tmp_path):
+    path = tmp_path / "kept.json"
+    command = [sys.executable, "-m", "benchmarks.gpu.tensorflow_check", "--json", str(path)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    sees, everything = json.loads(path.read_text())["rows"]
+    assert (sees["name"], sees["outcome"]) == ("TensorFlow sees GPU", "FAILED")
+    assert sees["detail"] == "LookupError: TensorFlow sees no GPU."
+    assert everything["detail"] == "1 steps"
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("item", range(0, 60, 7))
 def test_kernels_pass_the_check(library, item):
     pytest.importorskip("torch")
