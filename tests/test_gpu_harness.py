@@ -796,6 +796,23 @@ def test_sanitizers_verdict(monkeypatch):
     assert row["skipped"] == "compute-sanitizer is not installed"
 
 
+def test_sanitizers_command(monkeypatch):
+    monkeypatch.setattr(sanitize.shutil, "which", lambda *a, **k: "/bin/compute-sanitizer")
+    commands = []
+
+    def run(command, *, capture_output, text, timeout):
+        commands.append(command)
+        if timeout < 1:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, sanitize.FOUND, "Invalid write\n", "")
+
+    row = sanitize.sanitize("initcheck", 9.0, run)
+    assert row["failed"] == f"exit code {sanitize.FOUND}\nInvalid write"
+    tool = ["/bin/compute-sanitizer", "--tool", "initcheck", "--error-exitcode", "77"]
+    assert commands == [[*tool, sys.executable, "-m", "benchmarks.gpu.small"]]
+    assert sanitize.sanitize("memcheck", 0.5, run)["skipped"] == "it did not end in 0 s"
+
+
 def test_small_encodes_bfloat16_by_its_bits():
     values = np.array([1.0, -2.5, 3.140625], "float32")
     assert small.encoded(values, "bfloat16").dtype == np.uint16
