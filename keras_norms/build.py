@@ -86,7 +86,7 @@ class Unit(NamedTuple):
 def build(
     *,
     force: bool = False,
-    cuda: bool | None = None,
+    cuda: bool = False,
     verbose: bool = False,
     output: str | os.PathLike | None = None,
     jobs: int | None = None,
@@ -97,7 +97,7 @@ def build(
 
     Args:
         force: compile everything anew.
-        cuda: with CUDA kernels; None: if NVRTC is there to compile them.
+        cuda: with CUDA kernels, which NVRTC compiles.
         verbose: report each command.
         output: the library; default: `library.destination()`.
         jobs: compilers at a time; default: one a processor, at most 4, each with 1.5 GB of memory.
@@ -115,20 +115,14 @@ def build(
     if not force and python is None:  # answer without the seconds that `import tensorflow` takes
         installed = library.tensorflow()
         path = Path(output) if output else library.library_path()
-        if installed and library.refusal(path) is None:
-            nvrtc = _find_nvrtc(cuda, installed.directory)
-            if _is_as_wanted(path, cuda, nvrtc):
-                report(f"{path} fits TensorFlow {installed.version}: nothing to do.")
-                return path
+        if installed and library.refusal(path) is None and _is_as_wanted(path, cuda):
+            report(f"{path} fits TensorFlow {installed.version}: nothing to do.")
+            return path
     output = Path(output) if output else library.destination()
     compiler = find_compiler()
     toolchain = find_tensorflow(python)
-    nvrtc = _find_nvrtc(cuda, Path(toolchain.directory))
-    if (
-        not force
-        and library.refusal(output, toolchain.version) is None
-        and _is_as_wanted(output, cuda, nvrtc)
-    ):
+    fits = library.refusal(output, toolchain.version) is None
+    if fits and not force and _is_as_wanted(output, cuda):
         report(f"{output} fits TensorFlow {toolchain.version}: nothing to do.")
         return output
     jobs = jobs or _default_jobs()
@@ -136,8 +130,9 @@ def build(
         f"Compiling the op for TensorFlow {toolchain.version} with {compiler_version(compiler)} "
         f"({jobs} at a time)."
     )
-    if nvrtc is None and cuda is None:
-        report(f"For the CPU only, as there is no NVRTC to compile for GPUs. {nvidia.CURE}")
+    if not cuda:
+        report("For the CPU only; `keras-norms build --cuda` adds kernels for GPUs.")
+    nvrtc = _find_nvrtc(Path(toolchain.directory)) if cuda else None
     start = time.perf_counter()
     how = {"force": force, "verbose": verbose, "jobs": jobs, "report": report}
     images = None
@@ -169,20 +164,17 @@ def compile_images(
     return _pack(_compile_all(_image_units(nvrtc), nvrtc, **how))
 
 
-def _find_nvrtc(cuda: bool | None, tensorflow: Path) -> nvidia.Nvrtc | None:
-    """NVRTC, beside TensorFlow first, which `tensorflow[and-cuda]` brings; None: CPU only."""
-    if cuda is False:
-        return None
+def _find_nvrtc(tensorflow: Path) -> nvidia.Nvrtc:
+    """NVRTC, beside TensorFlow first, which `tensorflow[and-cuda]` brings."""
     nvrtc = nvidia.find_nvrtc([tensorflow.parent])
-    if nvrtc is None and cuda:
+    if nvrtc is None:
         raise BuildError(f"There is no NVRTC (libnvrtc.so.12). {nvidia.CURE}")
     return nvrtc
 
 
-def _is_as_wanted(path: Path, cuda: bool | None, nvrtc: nvidia.Nvrtc | None) -> bool:
-    """Whether a library that fits has CUDA kernels or has none, as `cuda` says."""
-    there = bool((library.read_record(path) or {}).get("cuda"))
-    return (there or nvrtc is None) if cuda is None else there == cuda
+def _is_as_wanted(path: Path, cuda: bool) -> bool:
+    """Whether a library that fits has CUDA kernels where they are asked for."""
+    return not cuda or bool((library.read_record(path) or {}).get("cuda"))
 
 
 def find_compiler() -> list[str]:
@@ -474,11 +466,7 @@ def _link(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `keras-norms build`."""
-    parser.add_argument(
-        "--cuda",
-        action=argparse.BooleanOptionalAction,
-        help="insist on CUDA kernels, or leave them out (default: if NVRTC is installed)",
-    )
+    parser.add_argument("--cuda", action="store_true", help="with kernels for GPUs (needs NVRTC)")
     parser.add_argument("--force", action="store_true", help="compile everything anew")
     parser.add_argument("--jobs", type=int, metavar="N", help="compilers at a time")
     parser.add_argument("--output", metavar="FILE", help="the library (default: where it is found)")

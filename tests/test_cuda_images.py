@@ -113,7 +113,7 @@ def compile_op(nvrtc, monkeypatch, **arguments):
 @test_build.needs_compiler
 def test_library_with_cuda_kernels(kernels, monkeypatch):
     nvrtc = FakeNvrtc()
-    lines, record = compile_op(nvrtc, monkeypatch)
+    lines, record = compile_op(nvrtc, monkeypatch, cuda=True)
     assert record == cuda.ARCHITECTURES
     assert sorted(nvrtc.compiled) == sorted(cuda.ARCHITECTURES)
     assert "CUDA kernels by NVRTC 12.5:" in lines
@@ -124,31 +124,28 @@ def test_library_with_cuda_kernels(kernels, monkeypatch):
     assert cuda.pack(images) in library.library_path().read_bytes()
     # Images are kept; a change of a header compiles for each architecture.
     (kernels.parent.parent / "core" / "two.cc").write_text("int Two() { return 22; }\n")
-    compile_op(nvrtc, monkeypatch)
+    compile_op(nvrtc, monkeypatch, cuda=True)
     assert len(nvrtc.compiled) == len(cuda.ARCHITECTURES)
     (kernels.parent.parent / "core" / "one.h").write_text("int One();  // changed\n")
-    compile_op(nvrtc, monkeypatch)
+    compile_op(nvrtc, monkeypatch, cuda=True)
     assert len(nvrtc.compiled) == 2 * len(cuda.ARCHITECTURES)
 
 
 @test_build.needs_compiler
 def test_a_library_is_built_anew_for_cuda(kernels, monkeypatch):
-    """And kept where it has what is wanted, or more than can be had."""
+    """When that is asked for, and kept where it has what is wanted, or more."""
 
     def is_kept(lines):
         return len(lines) == 1 and lines[0].endswith("nothing to do.")
 
-    lines, record = compile_op(None, monkeypatch)
+    lines, record = compile_op(FakeNvrtc(), monkeypatch)
     assert record == ()
-    assert f"For the CPU only, as there is no NVRTC to compile for GPUs. {CURE}" in lines
-    assert is_kept(compile_op(None, monkeypatch)[0])
-    assert is_kept(compile_op(FakeNvrtc(), monkeypatch, cuda=False)[0])
-    assert compile_op(FakeNvrtc(), monkeypatch)[1] == cuda.ARCHITECTURES
-    for kept in (True, None):
-        assert is_kept(compile_op(FakeNvrtc(), monkeypatch, cuda=kept)[0])
-    assert is_kept(compile_op(None, monkeypatch)[0])
-    assert compile_op(FakeNvrtc(), monkeypatch, cuda=False)[1] == ()
+    assert "For the CPU only; `keras-norms build --cuda` adds kernels for GPUs." in lines
+    assert is_kept(compile_op(FakeNvrtc(), monkeypatch)[0])
     assert compile_op(FakeNvrtc(), monkeypatch, cuda=True)[1] == cuda.ARCHITECTURES
+    assert is_kept(compile_op(FakeNvrtc(), monkeypatch, cuda=True)[0])
+    assert is_kept(compile_op(None, monkeypatch)[0])
+    assert compile_op(None, monkeypatch, force=True)[1] == ()
 
 
 def test_cuda_without_nvrtc(kernels, monkeypatch):
@@ -161,7 +158,7 @@ def test_cuda_without_nvrtc(kernels, monkeypatch):
 def test_kernels_that_do_not_compile(kernels, monkeypatch):
     kernels.write_text("error\n")
     with pytest.raises(build.BuildError) as caught:
-        compile_op(FakeNvrtc(), monkeypatch)
+        compile_op(FakeNvrtc(), monkeypatch, cuda=True)
     assert str(caught.value).startswith("Compiling custom_ops/cuda/kernels.cu for ")
     assert "nvrtcCompileProgram of NVRTC fails: no good." in str(caught.value)
 
