@@ -3,6 +3,7 @@
 There is no CUDA toolkit in this: NVRTC, a library that pip brings, compiles the kernels without a
 GPU, and the driver of the GPU's machine loads what is compiled. The library holds machine code for
 each generation of GPUs from Turing to Hopper, and PTX, which the driver compiles for newer ones.
+Ada (8.9) runs that of sm_86: these kernels would use no instruction that it lacks.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 # sm_*: machine code of a compute capability; compute_*: PTX of one, for that and all newer.
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "compute_90")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "compute_90")
 CURE = "Run `pip install keras-norms[cuda]`, then `keras-norms build --cuda`."
 
 _NVRTC = "libnvrtc.so.12"  # CUDA 12, as TensorFlow's: images load in the drivers that it needs

@@ -20,7 +20,7 @@ CURE = "Run `pip install keras-norms[cuda]`, then `keras-norms build --cuda`."
         ((8, 0), "sm_80"),
         ((8, 6), "sm_86"),
         ((8, 7), "sm_86"),  # the best of the same major
-        ((8, 9), "sm_89"),
+        ((8, 9), "sm_86"),
         ((9, 0), "sm_90"),
         ((10, 0), "compute_90"),  # by the driver's compiler
         ((12, 1), "compute_90"),
@@ -174,7 +174,7 @@ def test_sources_are_there():
 
 def test_doctor_names_the_architectures():
     assert cli._cuda_kernels(cuda.ARCHITECTURES) == (
-        "sm_75, sm_80, sm_86, sm_89, sm_90; newer ones by the PTX of compute_90"
+        "sm_75, sm_80, sm_86, sm_90; newer ones by the PTX of compute_90"
     )
     assert cli._cuda_kernels([]) == f"none. {CURE}"
 

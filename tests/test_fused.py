@@ -1051,7 +1051,7 @@ def with_old_gpu(monkeypatch):
     with_gpu(monkeypatch, (7, 0), cuda.ARCHITECTURES)
     return (
         "The library has no CUDA kernels for H200, which has compute capability 7.0, but for "
-        "sm_75, sm_80, sm_86, sm_89, sm_90, compute_90."
+        "sm_75, sm_80, sm_86, sm_90, compute_90."
     )
 
 

@@ -164,7 +164,7 @@ TEST(MoreSharedMemoryIsAskedForOnce) {
 TEST(Failures) {
   ExpectFailure(Failure("7.0"),
                 "There are no CUDA kernels for compute capability 7.0. Received: sm_75, sm_80, "
-                "sm_86, sm_89, sm_90, compute_90.");
+                "sm_86, sm_90, compute_90.");
   const std::pair<const char*, const char*> failures[] = {
       {"cuStreamGetCtx", "cuStreamGetCtx failed: CUDA_ERROR_INVALID_CONTEXT"},
       {"cuCtxPushCurrent", "cuCtxPushCurrent failed: CUDA_ERROR_INVALID_CONTEXT"},
