@@ -11,11 +11,16 @@ namespace gpu {
 
 using Index = long long;
 
-constexpr int kRowThreads = 512;  // most threads of a block, where a block holds rows
-constexpr int kThreads = 256;     // and elsewhere
-constexpr int kLaneTile = 4;      // rows of lanes whose moments are found in registers
-constexpr int kReduceWords = 64;  // floats that GroupSum needs of shared memory
-constexpr int kSumRows = 8;       // of the block of SumParts, and its columns
+constexpr int kRowThreads = 512;            // most threads of a block, where a block holds rows
+constexpr int kThreads = 256;               // and elsewhere
+constexpr int kSliceThreads = 512;          // most threads of a block that holds a part of a slice
+constexpr int kSliceGradientThreads = 256;  // and backward
+constexpr int kSlicePadding = 32 / 8;  // floats after those of each thread, against bank conflicts
+constexpr int kMostCluster = 16;       // blocks of a cluster
+constexpr int kSliceFigures = 10;      // floats for each unit of a slice
+constexpr int kLaneTile = 4;           // rows of lanes whose moments are found in registers
+constexpr int kReduceWords = 64;       // floats that GroupSum needs of shared memory
+constexpr int kSumRows = 8;            // of the block of SumParts, and its columns
 constexpr int kSumColumns = 32;
 
 // Vectors of `width` elements that a thread holds of a row, forward; and of x and of dy, backward.
@@ -138,6 +143,46 @@ struct Gradient {
   // [tiles of outer][channels], of gradient_rows: then `lanes`, and columns is all threads.
   float *dgamma_parts, *dbeta_parts;
   int activation;
+};
+
+// A slice is what has its statistics to itself and is held in the shared memory of a cluster of
+// blocks: `rows` of `columns` vectors, of which `vectors` are there (the last row may be shorter),
+// with `units` units side by side. Block r of a cluster has Part(rows, cluster, r).
+struct Slice {
+  Index sample, tile, row;  // elements from one to the next
+  int tiles;                // slices of a sample
+  int rows, columns, vectors, units, cluster;
+  int slots;     // vectors that a block holds, at most
+  int head;      // floats before these in shared memory, for sums and figures
+  int channels;  // of a slice
+  // 0: the elements of a row have channels of their own, the same ones in each row. Otherwise so
+  // many elements in turn have a channel in common.
+  int run;
+};
+
+struct SlicesForward {
+  Slice slice;
+  const void* x;
+  const float *gamma, *beta;          // [tiles][slice.channels], may be null
+  void* y;                            // may be null
+  float *mean, *residual, *variance;  // [samples][tiles][slice.units], each may be null
+  float epsilon;
+  int subtract_mean, activation;
+};
+
+// Cluster (part, tile) takes the slices of a tile in one of `parts` equal parts of the samples. Of
+// a run of 1 the parts of dgamma are [parts][tiles][slice.channels], otherwise there is one for
+// each block of a cluster: [parts][cluster][tiles][slice.channels], and parts = samples.
+struct SlicesBackward {
+  Slice slice;
+  const void *dy, *x;
+  const float *gamma, *beta;          // as above
+  const float *mean, *variance;       // as above
+  void* dx;                           // may be dy
+  float *dgamma_parts, *dbeta_parts;  // may be null, both
+  Index samples, parts;
+  float epsilon;
+  int subtract_mean, activation;
 };
 
 // From partial moments to those of units: of unit (n, g), part (p, i) lies at

@@ -7,8 +7,10 @@
 
 #if defined(__CUDACC__)
 #define KERAS_NORMS_UNROLL _Pragma("unroll")
+#define KERAS_NORMS_NO_UNROLL _Pragma("unroll 1")
 #else
 #define KERAS_NORMS_UNROLL
+#define KERAS_NORMS_NO_UNROLL
 #endif
 
 namespace keras_norms {
@@ -50,6 +52,31 @@ __device__ inline unsigned Narrow(float f, const float16*) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(f));
   return bits;
 }
+
+#if __CUDA_ARCH__ >= 900
+// 16 bytes to shared memory, past the registers. There after AwaitCopies, for the thread that
+// asked.
+__device__ inline void CopyAsync(const void* from, void* to) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+__device__ inline void AwaitCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Of all threads of a cluster. What they wrote into shared memory can then be read from all blocks.
+__device__ inline void ClusterSynchronize() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// What block `rank` of the cluster has in its shared memory where p is in that of this block.
+__device__ inline float FromBlock(int rank, const float* p) {
+  const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(p));
+  unsigned at;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(own), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(at) : "memory");
+  return value;
+}
+#endif
 #else
 template <class E>
 E* Shared() {
@@ -70,6 +97,16 @@ inline Words LoadWords(const void* p) {
 inline void StoreWords(const Words& words, void* p) {
   shim::ExpectAligned(p);
   __builtin_memcpy(p, &words, sizeof(words));
+}
+
+inline void CopyAsync(const void* from, void* to) {
+  shim::ExpectAligned(from);
+  shim::ExpectAligned(to);
+  shim::CopyAsync(from, to);
+}
+inline void AwaitCopies() { shim::AwaitCopies(); }
+inline float FromBlock(int rank, const float* p) {
+  return *static_cast<const float*>(shim::SharedMemoryOf(rank, p));
 }
 
 inline float Widen(unsigned short bits, const float16*) {

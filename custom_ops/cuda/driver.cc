@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 
+#include "custom_ops/cuda/arguments.h"
 #include "custom_ops/cuda/images.h"
 
 namespace keras_norms {
@@ -17,9 +18,26 @@ using Result = int;
 using Handle = void*;
 constexpr Result kSuccess = 0;
 constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;
-constexpr int kMaxDynamicSharedSizeBytes = 8;
+constexpr int kMaxSharedMemoryPerBlockOptin = 97, kClusterLaunch = 120;
+constexpr int kMaxDynamicSharedSizeBytes = 8, kNonPortableClusterSizeAllowed = 14;
+constexpr int kClusterDimension = 4;
+struct LaunchAttribute {
+  int id;
+  char pad[4];
+  union {
+    unsigned cluster[3];
+    char room[64];
+  } value;
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared_bytes;
+  Handle stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
 
 constexpr unsigned kSharedBytes = 48 << 10;  // more must be asked for
+constexpr unsigned kPortableCluster = 8;     // as well
 
 struct Driver {
   Result (*Init)(unsigned);
@@ -35,6 +53,8 @@ struct Driver {
   Result (*FuncSetAttribute)(Handle, int, int);
   Result (*LaunchKernel)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                          unsigned, Handle, void**, void**);
+  Result (*LaunchKernelEx)(const LaunchConfig*, Handle, void**, void**);
+  Result (*OccupancyMaxPotentialClusterSize)(int*, Handle, const LaunchConfig*);
   std::string why_not;  // why it cannot be used; empty if it can
 
   Driver() {
@@ -60,6 +80,8 @@ struct Driver {
     find(&ModuleGetFunction, "cuModuleGetFunction");
     find(&FuncSetAttribute, "cuFuncSetAttribute");
     find(&LaunchKernel, "cuLaunchKernel");
+    find(&LaunchKernelEx, "cuLaunchKernelEx");
+    find(&OccupancyMaxPotentialClusterSize, "cuOccupancyMaxPotentialClusterSize");
     if (why_not.empty()) Check(Init(0), "cuInit", &why_not);
   }
 
@@ -87,8 +109,10 @@ struct DriverLauncher::Module {
   struct Function {
     Handle handle = nullptr;
     unsigned shared_bytes = kSharedBytes;  // that it may be launched with
+    bool any_cluster = false;              // also of more blocks than every device can
   };
   Handle handle = nullptr;
+  Capability capability;
   std::mutex mutex;
   std::map<std::string, Function> functions;
 
@@ -105,10 +129,40 @@ struct DriverLauncher::Module {
     const Images images = EmbeddedImages();
     const void* const image = ChooseImage(images.data, images.bytes, major, minor, error);
     return image != nullptr &&
-           driver.Check(driver.ModuleLoadData(&handle, image), "cuModuleLoadData", error);
+           driver.Check(driver.ModuleLoadData(&handle, image), "cuModuleLoadData", error) &&
+           (major < 9 || FindCapability(device, error));
   }
 
-  bool Find(const char* kernel, unsigned shared_bytes, Handle* found, std::string* error) {
+  // What the largest kernel can be launched with. It is asked for, as a part of a device (MIG) may
+  // have room for smaller clusters only.
+  bool FindCapability(int device, std::string* error) {
+    const Driver& driver = TheDriver();
+    int clusters = 0, shared_bytes = 0, most = 0;
+    Handle function = nullptr;
+    if (!driver.Check(driver.DeviceGetAttribute(&clusters, kClusterLaunch, device),
+                      "cuDeviceGetAttribute", error) ||
+        !driver.Check(
+            driver.DeviceGetAttribute(&shared_bytes, kMaxSharedMemoryPerBlockOptin, device),
+            "cuDeviceGetAttribute", error)) {
+      return false;
+    }
+    if (clusters == 0) return true;
+    LaunchConfig config = {};
+    config.grid[0] = kMostCluster;
+    config.block[0] = kSliceThreads;
+    config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
+    config.shared_bytes = static_cast<unsigned>(shared_bytes);
+    if (!Find("slices_forward_float32x4", config.shared_bytes, kMostCluster, &function, error) ||
+        !driver.Check(driver.OccupancyMaxPotentialClusterSize(&most, function, &config),
+                      "cuOccupancyMaxPotentialClusterSize", error)) {
+      return false;
+    }
+    capability = {static_cast<unsigned>(most), config.shared_bytes};
+    return true;
+  }
+
+  bool Find(const char* kernel, unsigned shared_bytes, unsigned cluster, Handle* found,
+            std::string* error) {
     const Driver& driver = TheDriver();
     const std::lock_guard<std::mutex> lock(mutex);
     Function& function = functions[kernel];
@@ -125,6 +179,13 @@ struct DriverLauncher::Module {
         return false;
       }
       function.shared_bytes = shared_bytes;
+    }
+    if (cluster > kPortableCluster && !function.any_cluster) {
+      if (!driver.Check(driver.FuncSetAttribute(function.handle, kNonPortableClusterSizeAllowed, 1),
+                        std::string("cuFuncSetAttribute of ") + kernel, error)) {
+        return false;
+      }
+      function.any_cluster = true;
     }
     *found = function.handle;
     return true;
@@ -164,15 +225,32 @@ DriverLauncher::~DriverLauncher() {
   if (pushed_) TheDriver().CtxPopCurrent(&context);
 }
 
-bool DriverLauncher::Launch(const char* kernel, Dim3 grid, Dim3 block, unsigned shared_bytes,
-                            void** arguments) {
+Capability DriverLauncher::capability() {
+  return module_ == nullptr ? Capability() : module_->capability;
+}
+
+bool DriverLauncher::Launch(const char* kernel, const Shape& shape, void** arguments) {
   if (module_ == nullptr || !error_.empty()) return false;
   Handle function = nullptr;
-  if (!module_->Find(kernel, shared_bytes, &function, &error_)) return false;
+  if (!module_->Find(kernel, shape.shared_bytes, shape.cluster, &function, &error_)) return false;
   const Driver& driver = TheDriver();
-  return driver.Check(driver.LaunchKernel(function, grid.x, grid.y, grid.z, block.x, block.y,
-                                          block.z, shared_bytes, stream_, arguments, nullptr),
-                      std::string("The launch of ") + kernel, &error_);
+  const Dim3 &grid = shape.grid, &block = shape.block;
+  LaunchAttribute attribute = {};
+  attribute.id = kClusterDimension;
+  attribute.value.cluster[0] = shape.cluster;
+  attribute.value.cluster[1] = attribute.value.cluster[2] = 1;
+  const LaunchConfig config = {{grid.x, grid.y, grid.z},
+                               {block.x, block.y, block.z},
+                               shape.shared_bytes,
+                               stream_,
+                               &attribute,
+                               1};
+  const Result result =
+      shape.cluster > 1
+          ? driver.LaunchKernelEx(&config, function, arguments, nullptr)
+          : driver.LaunchKernel(function, grid.x, grid.y, grid.z, block.x, block.y, block.z,
+                                shape.shared_bytes, stream_, arguments, nullptr);
+  return driver.Check(result, std::string("The launch of ") + kernel, &error_);
 }
 
 }  // namespace gpu

@@ -20,8 +20,8 @@ class DriverLauncher : public Launcher {
   DriverLauncher(const DriverLauncher&) = delete;
   DriverLauncher& operator=(const DriverLauncher&) = delete;
 
-  bool Launch(const char* kernel, Dim3 grid, Dim3 block, unsigned shared_bytes,
-              void** arguments) override;
+  Capability capability() override;
+  bool Launch(const char* kernel, const Shape& shape, void** arguments) override;
 
   // Why a function of plan.h that was given this returned false.
   std::string error() const {

@@ -4,6 +4,7 @@
 #include "custom_ops/cuda/merge.h"
 #include "custom_ops/cuda/rows.h"
 #include "custom_ops/cuda/segments.h"
+#include "custom_ops/cuda/slices.h"
 
 // KERNEL(name, threads, Arguments, function)
 #define KERAS_NORMS_KERNELS_OF(KERNEL, type, T, width)                                             \
@@ -29,6 +30,17 @@
   KERNEL(sum_parts, kThreads, SumParts, (SumPartsOf))             \
   KERNEL(moments_coefficients, kThreads, MomentsCoefficients, (MomentsCoefficientsOf))
 
+#define KERAS_NORMS_SLICE_KERNELS_OF(KERNEL, type, T, width)                      \
+  KERNEL(slices_forward_##type##x##width, kSliceThreads, SlicesForward,           \
+         (NormalizeSlice<T, width>))                                              \
+  KERNEL(slices_backward_##type##x##width, kSliceGradientThreads, SlicesBackward, \
+         (NormalizeSliceGrad<T, width>))
+
+#define KERAS_NORMS_SLICE_KERNELS(KERNEL)                     \
+  KERAS_NORMS_SLICE_KERNELS_OF(KERNEL, float32, float, 4)     \
+  KERAS_NORMS_SLICE_KERNELS_OF(KERNEL, bfloat16, bfloat16, 8) \
+  KERAS_NORMS_SLICE_KERNELS_OF(KERNEL, float16, float16, 8)
+
 namespace keras_norms {
 namespace gpu {
 
@@ -42,6 +54,17 @@ constexpr int kBlocksAtOnce = 2;
   }
 KERAS_NORMS_KERNELS(KERAS_NORMS_DEFINE)
 #undef KERAS_NORMS_DEFINE
+
+// Only in the images for devices that can run them. Of two blocks on a multiprocessor the one
+// computes while the other copies.
+#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
+#define KERAS_NORMS_DEFINE(name, threads, Arguments, function)                               \
+  extern "C" __global__ void __launch_bounds__(threads, 2) name(const Arguments arguments) { \
+    function(arguments);                                                                     \
+  }
+KERAS_NORMS_SLICE_KERNELS(KERAS_NORMS_DEFINE)
+#undef KERAS_NORMS_DEFINE
+#endif
 
 }  // namespace gpu
 }  // namespace keras_norms

@@ -5,12 +5,15 @@
 //   segments  t > 1       runs of t elements
 //
 // The last two go over x twice: partial sums to the workspace, merged by a small kernel, then the
-// elements. Scale and shift are normalization by given numbers, with a unit per channel.
+// elements. Devices with clusters of blocks read slices once that these can hold (Held). Scale and
+// shift are normalization by given numbers, with a unit per channel.
 #include "custom_ops/cuda/plan.h"
 
 #include <algorithm>
 #include <initializer_list>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "custom_ops/core/schedule.h"
 #include "custom_ops/cuda/arguments.h"
@@ -21,6 +24,7 @@ namespace {
 
 constexpr int64_t kSharedBytes = 48 << 10;  // what every device gives without being asked
 constexpr int64_t kBlocks = 2048;           // fill any device: from here on blocks get more work
+constexpr int64_t kLeastPart = 2048;        // bytes of a slice that are worth a block of a cluster
 
 int64_t PowerOf2(int64_t least, int64_t most) {
   int64_t power = 1;
@@ -52,7 +56,9 @@ class Plan {
  public:
   // Without a launcher it only counts the workspace. `width`: elements of a vector, where they fit.
   Plan(Launcher* launcher, const char* type, int width, void* workspace)
-      : launcher_(launcher), type_(type), width_(width), arena_(workspace) {}
+      : launcher_(launcher), type_(type), width_(width), arena_(workspace) {
+    if (launcher != nullptr && width > 1) capability_ = launcher->capability();
+  }
 
   bool ok() const { return ok_; }
   int64_t used() const { return arena_.used(); }
@@ -83,6 +89,20 @@ class Plan {
         return Launch("rows_forward", width, CeilDiv(k.units(), at_once), threads * at_once,
                       kReduceWords * sizeof(float), &a);
       }
+    }
+    if (const auto held = Held(k, false)) {
+      SlicesForward a = {held->slice,
+                         x,
+                         gamma,
+                         beta,
+                         y,
+                         mean,
+                         residual,
+                         variance,
+                         static_cast<float>(epsilon),
+                         subtract_mean,
+                         static_cast<int>(activation)};
+      return LaunchSlices("slices_forward", *held, k.n, &a);
     }
     float *center = mean, *rest = residual, *rstd = nullptr;
     const bool apply = k.size() > 0 && (y != nullptr || launcher_ == nullptr);
@@ -144,6 +164,36 @@ class Plan {
       }
     }
 
+    if (const auto held = Held(k, true)) {
+      const Slice& slice = held->slice;
+      const int64_t parts = IsRow(k) ? RowParts(k.n, slice.cluster) : k.n;
+      const int64_t planes = IsRow(k) ? parts : parts * slice.cluster;
+      SlicesBackward a = {slice,
+                          dy,
+                          x,
+                          gamma,
+                          beta,
+                          mean,
+                          variance,
+                          dx,
+                          nullptr,
+                          nullptr,
+                          k.n,
+                          parts,
+                          static_cast<float>(epsilon),
+                          subtract_mean,
+                          static_cast<int>(activation)};
+      if (parameters) {
+        a.dgamma_parts = arena_.Take<float>(planes * channels);
+        a.dbeta_parts = arena_.Take<float>(planes * channels);
+      }
+      LaunchSlices("slices_backward", *held, parts, &a);
+      if (parameters) {
+        Sum({a.dgamma_parts, a.dbeta_parts}, {dgamma, dbeta}, 1, channels, planes, 0, channels, 1);
+      }
+      return;
+    }
+
     Affine affine = {mean, nullptr, nullptr, nullptr, gamma, beta};
     if (activation != Activation::kNone || launcher_ == nullptr) {
       float* const residual = arena_.Take<float>(k.units());
@@ -188,6 +238,16 @@ class Plan {
     } else if (parameters) {
       Sum({dgamma_n, planes.dz}, {dgamma, dbeta}, 1, channels, k.n, 0, channels, 1);
     }
+  }
+
+  // As NormalizeGrad's, for any capability.
+  void TakeSliceParts(const Geometry& k) {
+    if (width_ == 1) return;
+    const int64_t most = k.size() / std::max<int64_t>(1, k.n) * kVectorBytes / width_ / kLeastPart;
+    const int64_t planes =
+        IsRow(k) ? RowParts(k.n, 1) : k.n * std::clamp<int64_t>(most, 1, kMostCluster);
+    arena_.Take<float>(planes * k.channels());
+    arena_.Take<float>(planes * k.channels());
   }
 
   void MomentsGrad(const Geometry& k, const void* x, const float* mean, const float* residual,
@@ -239,26 +299,121 @@ class Plan {
     return std::max<int64_t>(PowerOf2(rows, std::max(1, kThreads / threads)), 32 / threads);
   }
 
+  // What clusters of blocks hold in shared memory. Tensors moved through memory, at least:
+  //
+  //                          forward              backward
+  //   two reads              x, x, y: 3           x, dy, x, dy, dx: 5
+  //   slices, rows           x, y: 2              x, dy, dx: 3
+  //
+  //   walk      slice                               served where
+  //   rows      a row                               it is beyond registers
+  //   lanes     all of s, neighbouring groups       these are whole vectors
+  //             in runs of 64 bytes and more
+  //   segments  a group                             s = 1, channels are whole vectors
+  //
+  // What is below `least` the caches serve the second time. No bound was measured on a GPU.
+  struct HeldShape {
+    Slice slice;
+    int threads;
+    int64_t shared;
+  };
+  static constexpr int64_t kVectorBytes = 16;
+
+  std::optional<HeldShape> Held(const Geometry& k, bool backward) const {
+    const int64_t most = capability_.shared_bytes, least = most / 8, channels = k.channels();
+    constexpr int64_t kLargest = int64_t{1} << 24;  // vectors: beyond what any cluster holds
+    if (capability_.cluster == 0 || k.size() == 0) return std::nullopt;
+    HeldShape held = {};
+    Slice& slice = held.slice;
+    // Of a vector of x: with it that of dy, and sums for its elements, or for itself.
+    const int64_t sums = IsRow(k) ? width_ : k.t > 1 ? 1 : 0;
+    const int64_t vector_bytes =
+        backward ? 2 * kVectorBytes + sums * 2 * int64_t{sizeof(float)} : kVectorBytes;
+    const bool lanes = k.t == 1 && !IsRow(k);
+    int64_t columns = 0, vectors = 0, units = 1;
+    if (lanes) {
+      if (channels % width_ != 0) return std::nullopt;
+      for (units = 1; units < k.g; ++units) {
+        columns = units * k.d / width_;
+        if (k.g % units == 0 && units * k.d % width_ == 0 && columns * kVectorBytes >= 64 &&
+            k.s * columns * vector_bytes >= least) {
+          break;
+        }
+      }
+      columns = units * k.d / width_;
+      vectors = k.s * columns;
+    } else {
+      const int64_t length = k.d * k.t;
+      if (k.s > 1 || length % width_ != 0 || (k.t > 1 && k.t % width_ != 0)) return std::nullopt;
+      vectors = length / width_;
+    }
+    if (vectors > kLargest || vectors * vector_bytes < least) return std::nullopt;
+    const int64_t part = std::min(vectors, most / 2 / vector_bytes);  // of a block, about
+    held.threads =
+        static_cast<int>(PowerOf2(std::max({CeilDiv(part, 8), columns, units, int64_t{32}}),
+                                  backward ? kSliceGradientThreads : kSliceThreads));
+    if (!lanes) columns = held.threads;
+    if (std::max(columns, units) > held.threads) return std::nullopt;
+    slice.columns = static_cast<int>(columns);
+    slice.vectors = static_cast<int>(vectors);
+    slice.units = static_cast<int>(units);
+    slice.rows = static_cast<int>(CeilDiv(vectors, columns));
+    slice.tiles = static_cast<int>(k.g / units);
+    slice.channels = static_cast<int>(units * k.d);
+    slice.sample = k.s * channels * k.t;
+    slice.tile = units * k.d * k.t;
+    slice.row = lanes ? channels : columns * width_;
+    slice.run = lanes ? 0 : static_cast<int>(k.t);
+    slice.head = kReduceWords + width_ * (held.threads + kSlicePadding) + kSliceFigures * units;
+    slice.head = static_cast<int>(CeilDiv(slice.head, 4) * 4);
+    // Two blocks on a multiprocessor if clusters that every device has can do that; else one.
+    for (const auto& [shared, cluster] : {std::pair{most / 2 - 1024, 8}, {most, kMostCluster}}) {
+      for (int c = 1; c <= cluster && c <= MostBlocks(slice); c *= 2) {
+        slice.cluster = c;
+        slice.slots = static_cast<int>(CeilDiv(slice.rows, c) * columns);
+        held.shared = slice.head * int64_t{sizeof(float)} + slice.slots * vector_bytes;
+        if (c <= static_cast<int>(capability_.cluster) && held.shared <= shared) return held;
+      }
+    }
+    return std::nullopt;
+  }
+  static int64_t MostBlocks(const Slice& slice) {
+    return std::min<int64_t>(slice.rows, slice.vectors * kVectorBytes / kLeastPart);
+  }
+  // Of dgamma, for rows: few, but enough to keep a device busy and to be summed in float.
+  static int64_t RowParts(int64_t n, int64_t cluster) {
+    return std::min(n, std::max(CeilDiv(256, cluster), CeilDiv(n, 64)));
+  }
+  template <class Arguments>
+  void LaunchSlices(const char* step, const HeldShape& held, int64_t parts, Arguments* arguments) {
+    const Slice& slice = held.slice;
+    Launch(step, width_, parts * slice.tiles * slice.cluster, held.threads, held.shared, arguments,
+           slice.cluster);
+  }
+
   // Elements of the vectors that runs of `length` elements consist of.
   int Width(int64_t length) const { return length % width_ == 0 ? width_ : 1; }
 
   template <class Arguments>
   void Launch(const std::string& kernel, Dim3 grid, int64_t block, int64_t shared,
-              Arguments* arguments) {
+              Arguments* arguments, int cluster = 1) {
     if (launcher_ == nullptr) return;
     void* pointers[] = {arguments};
-    ok_ = ok_ && launcher_->Launch(kernel.c_str(), grid, {static_cast<unsigned>(block), 1, 1},
-                                   static_cast<unsigned>(shared), pointers);
+    const Shape shape = {grid,
+                         {static_cast<unsigned>(block), 1, 1},
+                         static_cast<unsigned>(shared),
+                         static_cast<unsigned>(cluster)};
+    ok_ = ok_ && launcher_->Launch(kernel.c_str(), shape, pointers);
   }
   template <class Arguments>
   void Launch(const char* step, int width, int64_t grid, int64_t block, int64_t shared,
-              Arguments* arguments) {
+              Arguments* arguments, int cluster = 1) {
     if (grid > INT32_MAX) {
       ok_ = false;
       return;
     }
     Launch(std::string(step) + "_" + type_ + "x" + std::to_string(width),
-           {static_cast<unsigned>(grid), 1, 1}, block, shared, arguments);
+           {static_cast<unsigned>(grid), 1, 1}, block, shared, arguments, cluster);
   }
   template <class Arguments>
   void LaunchWalk(const char* step, int width, Arguments* arguments) {
@@ -486,6 +641,7 @@ class Plan {
   }
 
   Launcher* launcher_;
+  Capability capability_;
   const char* type_;
   int width_;
   Arena arena_;
@@ -521,6 +677,7 @@ int64_t WorkspaceBytes(const Geometry& k) {
       p->NormalizeGrad(k, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, true, kNone,
                        nullptr, nullptr, nullptr);
     });
+    count([&](Plan* p) { p->TakeSliceParts(k); });
     count(
         [&](Plan* p) { p->MomentsGrad(k, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr); });
     count([&](Plan* p) {

@@ -3,9 +3,10 @@
 // Launcher; it knows no CUDA header.
 //
 // Pointers are to device memory. T is float, bfloat16 or float16; for double there is no kernel, as
-// the portable path serves it. The cut of the work depends on the geometry, on T and on whether
-// pointers are aligned to 16 bytes, never on the device, and nothing is added atomically: results
-// are the same bits each time and everywhere. `workspace` (aligned to 16) has WorkspaceBytes.
+// the portable path serves it. The cut of the work depends on the geometry, on T, on whether
+// pointers are aligned to 16 bytes and on Capability, never on how large the device is, and nothing
+// is added atomically: results are the same bits each time and on all devices of one capability.
+// `workspace` (aligned to 16) has WorkspaceBytes, which is enough for every capability.
 //
 // y may be x, and dx may be dy; of MomentsGrad, x. Each function returns whether all launches
 // succeeded.
@@ -24,13 +25,25 @@ struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
 
+struct Shape {
+  Dim3 grid, block;
+  unsigned shared_bytes = 0;
+  unsigned cluster = 1;  // blocks that share their memory, neighbours along x
+};
+
+// What a device offers beyond what all have.
+struct Capability {
+  unsigned cluster = 0;       // most blocks of a cluster; 0: it cannot run the kernels of slices.h
+  unsigned shared_bytes = 0;  // of each block of such a cluster, at most
+};
+
 // Puts a kernel of kernels.cu, by its name, into the order of a stream. `arguments` are as those of
 // cuLaunchKernel: here a pointer to the one struct that each kernel takes.
 class Launcher {
  public:
   virtual ~Launcher() = default;
-  virtual bool Launch(const char* kernel, Dim3 grid, Dim3 block, unsigned shared_bytes,
-                      void** arguments) = 0;
+  virtual Capability capability() = 0;
+  virtual bool Launch(const char* kernel, const Shape& shape, void** arguments) = 0;
 };
 
 // Enough for any of the functions below and data of this geometry.

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,11 +26,25 @@ std::map<std::string, int>& Launches() {
   return launches;
 }
 
+// The sizes of clusters that were launched, by kernel.
+std::map<std::string, std::set<unsigned>>& Clusters() {
+  static std::map<std::string, std::set<unsigned>> clusters;
+  return clusters;
+}
+
+// Of the device that the tests run on: at first what every device has.
+gpu::Capability& TheCapability() {
+  static gpu::Capability capability;
+  return capability;
+}
+
 class ShimLauncher : public gpu::Launcher {
  public:
   explicit ShimLauncher(uint64_t seed) : seed_(seed) {}
-  bool Launch(const char* name, gpu::Dim3 grid, gpu::Dim3 block, unsigned shared_bytes,
-              void** arguments) override {
+  gpu::Capability capability() override { return TheCapability(); }
+  bool Launch(const char* name, const gpu::Shape& shape, void** arguments) override {
+    const gpu::Dim3 &grid = shape.grid, &block = shape.block;
+    const unsigned most = std::max(1u, TheCapability().cluster);
     const auto kernel = gpu::Kernels().find(name);
     if (kernel == gpu::Kernels().end()) {
       check::Fail(std::string("there is no kernel ") + name);
@@ -38,9 +53,13 @@ class ShimLauncher : public gpu::Launcher {
     ++Launches()[name];
     check::Expect(grid.x > 0 && grid.y > 0 && grid.z == 1 && block.x > 0, "a grid and a block");
     check::Expect(block.x <= kernel->second.most_threads, "threads within __launch_bounds__");
-    check::Expect(shared_bytes <= 48 << 10, "as much shared memory as every device has");
+    const bool slices = std::string(name).find("slices_") == 0;
+    check::Expect(shape.shared_bytes <= (slices ? TheCapability().shared_bytes : 48 << 10),
+                  "as much shared memory as the device has");
+    check::Expect(shape.cluster <= (slices ? most : 1), "clusters as the device can run them");
+    Clusters()[name].insert(shape.cluster);
     shim::Run([&] { kernel->second.run(arguments); }, {grid.x, grid.y, grid.z},
-              {block.x, block.y, block.z}, shared_bytes, seed_++);
+              {block.x, block.y, block.z}, shape.shared_bytes, shape.cluster, seed_++);
     return true;
   }
 
@@ -243,13 +262,14 @@ std::vector<Geometry> LargeGeometries() {
   };
 }
 
-// All geometries with all means, aligned and not by turns.
+// All geometries with all means, aligned and not by turns, or aligned.
 template <class T>
-void RunAll(const std::vector<Geometry>& geometries, const std::vector<double>& means) {
+void RunAll(const std::vector<Geometry>& geometries, const std::vector<double>& means,
+            bool aligned = false) {
   uint64_t seed = 0;
   for (const Geometry& k : geometries) {
     for (double mean : means) {
-      Run<T>(k, VaryAll(seed), mean, seed, seed % 3 > 0);
+      Run<T>(k, VaryAll(seed), mean, seed, aligned || seed % 3 > 0);
       ++seed;
     }
   }
@@ -262,10 +282,10 @@ TEST(Bfloat16Large) { RunAll<bfloat16>(LargeGeometries(), {3}); }
 TEST(Float16) { RunAll<float16>(Geometries(), {1e2, 0}); }
 TEST(Float16Large) { RunAll<float16>(LargeGeometries(), {0}); }
 
-// Of rows, lanes and runs, aligned so that vectors are used.
-TEST(EveryActivation) {
+// Aligned so that vectors are used.
+void RunEveryActivation(const std::vector<Geometry>& geometries) {
   uint64_t seed = 100;
-  for (const Geometry& k : {Geometry{11, 1, 1, 72, 1}, {2, 37, 2, 4, 1}, {2, 3, 2, 2, 72}}) {
+  for (const Geometry& k : geometries) {
     for (Activation activation : {Activation::kRelu, Activation::kSilu, Activation::kGelu}) {
       for (double mean : {0.0, 1e6}) {
         Options o;
@@ -276,9 +296,12 @@ TEST(EveryActivation) {
     }
   }
 }
+TEST(EveryActivation) {
+  RunEveryActivation({{11, 1, 1, 72, 1}, {2, 37, 2, 4, 1}, {2, 3, 2, 2, 72}});
+}
 
-TEST(EveryNullPointer) {
-  for (const Geometry& k : {Geometry{5, 1, 3, 12, 1}, {3, 17, 2, 11, 1}, {2, 3, 2, 5, 8}}) {
+void RunEveryNullPointer(const std::vector<Geometry>& geometries) {
+  for (const Geometry& k : geometries) {
     for (int bits = 0; bits < 64; bits += 3) {
       Options o;
       o.gamma = bits & 1;
@@ -290,6 +313,9 @@ TEST(EveryNullPointer) {
       Run<float>(k, o, 10, bits, bits % 2);
     }
   }
+}
+TEST(EveryNullPointer) {
+  RunEveryNullPointer({{5, 1, 3, 12, 1}, {3, 17, 2, 11, 1}, {2, 3, 2, 5, 8}});
 }
 
 // The activations alone: ScaleShift of nothing, and its gradient of dy = 1.
@@ -388,8 +414,8 @@ TEST(Conversions) {
   RunConversions<float16>();
 }
 
-TEST(ConstantInput) {
-  for (const Geometry& k : Geometries()) {
+void RunConstantInput(const std::vector<Geometry>& geometries) {
+  for (const Geometry& k : geometries) {
     for (double value : {1e6 + 0.1, -0.1}) {
       check::Context() = "constant " + std::to_string(value) + " " + Name(k);
       Inputs<float> in(k, 0);
@@ -409,11 +435,12 @@ TEST(ConstantInput) {
     }
   }
 }
+TEST(ConstantInput) { RunConstantInput(Geometries()); }
 
 // Of data with few values roundings do not cancel: the same square is rounded the same way each
 // time.
-TEST(FewValues) {
-  for (const Geometry& k : LargeGeometries()) {
+void RunFewValues(const std::vector<Geometry>& geometries) {
+  for (const Geometry& k : geometries) {
     for (int values : {2, 256}) {
       check::Context() = "float32 of " + std::to_string(values) + " values " + Name(k);
       Inputs<float> in(k, 0, values);
@@ -427,6 +454,7 @@ TEST(FewValues) {
     }
   }
 }
+TEST(FewValues) { RunFewValues(LargeGeometries()); }
 
 // The first element, from which distances are measured, far from all others.
 TEST(Outlier) {
@@ -476,8 +504,8 @@ TEST(Empty) {
 }
 
 // A NaN or infinity in one element touches what shares its statistics, and nothing else.
-TEST(NotFinite) {
-  for (const Geometry& k : Geometries()) {
+void RunNotFinite(const std::vector<Geometry>& geometries) {
+  for (const Geometry& k : geometries) {
     for (float bad : {NAN, INFINITY}) {
       const int64_t at = k.size() / 2, channels = k.channels();
       check::Context() = std::to_string(bad) + " at " + std::to_string(at) + " of " + Name(k);
@@ -508,11 +536,99 @@ TEST(NotFinite) {
     }
   }
 }
+TEST(NotFinite) { RunNotFinite(Geometries()); }
+
+// On devices with clusters of blocks, but so little shared memory that small slices need them.
+class WithClusters {
+ public:
+  explicit WithClusters(unsigned cluster, unsigned shared_bytes = 10 << 10) {
+    TheCapability() = {cluster, shared_bytes};
+  }
+  ~WithClusters() { TheCapability() = {}; }
+};
+
+// What clusters of 1, 2, 4, 8 and 16 hold; the last of each walk does not fit.
+std::vector<Geometry> SliceGeometries() {
+  return {
+      // lanes: groups of a channel, of parts of vectors, of several, of all channels
+      {2, 37, 8, 1, 1},
+      {3, 67, 32, 1, 1},
+      {2, 259, 40, 1, 1},
+      {1, 131, 4, 10, 1},
+      {2, 65, 3, 24, 1},
+      {2, 101, 1, 40, 1},
+      {1, 259, 2, 64, 1},
+      {1, 1031, 1, 24, 1},
+      {1, 2053, 8, 1, 1},
+      // rows
+      {1, 1, 1, 2056, 1},
+      {3, 1, 2, 8200, 1},
+      {1, 1, 2, 16424, 1},
+      {1, 1, 1, 33000, 1},
+      // runs
+      {2, 1, 3, 1, 1000},
+      {1, 1, 2, 5, 264},
+      {2, 1, 1, 3, 2056},
+      {1, 1, 1, 4, 4104},
+      {1, 1, 1, 1, 16424},
+  };
+}
+
+TEST(SlicesFloat32) {
+  const WithClusters device(8);
+  RunAll<float>(SliceGeometries(), {0, 1e4, 1e6}, true);
+}
+TEST(SlicesBfloat16) {
+  const WithClusters device(16);
+  RunAll<bfloat16>(SliceGeometries(), {0, 1e2}, true);
+}
+TEST(SlicesFloat16) {
+  const WithClusters device(4, 20 << 10);
+  RunAll<float16>(SliceGeometries(), {0}, true);
+}
+
+// So many rows that a cluster takes several.
+TEST(SlicesManyRows) {
+  const WithClusters device(8, 16 << 10);
+  RunAll<float>({{41, 1, 1, 6152, 1}}, {1e6}, true);
+  RunAll<bfloat16>({{41, 1, 1, 6152, 1}}, {3}, true);
+}
+TEST(SlicesEveryActivation) {
+  const WithClusters device(8);
+  RunEveryActivation({{2, 129, 16, 4, 1}, {1, 1, 2, 5, 264}});
+}
+TEST(SlicesEveryNullPointer) {
+  const WithClusters device(8);
+  RunEveryNullPointer({{1, 67, 4, 12, 1}, {2, 1, 1, 3, 520}});
+}
+TEST(SlicesConstantInput) {
+  const WithClusters device(8);
+  RunConstantInput(SliceGeometries());
+}
+TEST(SlicesFewValues) {
+  const WithClusters device(16, 16 << 10);
+  RunFewValues({{1, 1, 1, 33000, 1}, {1, 2053, 8, 1, 1}, {1, 1, 1, 1, 20012}});
+}
+TEST(SlicesNotFinite) {
+  const WithClusters device(8);
+  RunNotFinite({{3, 1, 2, 8200, 1}, {2, 259, 40, 1, 1}, {2, 65, 3, 24, 1}, {2, 1, 2, 3, 1032}});
+}
 
 // Last: what the tests before it launched.
 TEST(EveryKernelRan) {
   for (const auto& [name, kernel] : gpu::Kernels()) {
     check::Expect(Launches()[name] > 0, "a launch of " + name);
+    const bool slices = name.find("slices_") == 0;
+    for (unsigned cluster : {1, 2, 4}) {
+      check::Expect((slices || cluster == 1) == (Clusters()[name].count(cluster) > 0),
+                    "clusters of " + std::to_string(cluster) + " of " + name);
+    }
+  }
+  for (unsigned cluster : {8, 16}) {
+    for (const char* name : {"slices_forward_bfloat16x8", "slices_backward_bfloat16x8"}) {
+      check::Expect(Clusters()[name].count(cluster) > 0,
+                    "clusters of " + std::to_string(cluster) + " of " + name);
+    }
   }
 }
 

@@ -58,27 +58,29 @@ void* StreamOn(const std::string& capability) {
   return stream;
 }
 
-// A layer norm of few rows; whether the launches succeed, and then whether y is right.
-bool NormalizeRows(gpu::DriverLauncher* launcher) {
-  const Geometry k = {3, 1, 1, 5, 1};
-  std::vector<float> x(15), y(15, NAN), mean(3), variance(3);
-  for (int i = 0; i < 15; ++i) x[i] = static_cast<float>(i * i % 7);
+// One group of each sample; whether the launches succeed, and then whether y is right.
+bool Normalize(gpu::DriverLauncher* launcher, const Geometry& k) {
+  const int64_t count = k.count();
+  std::vector<float> x(k.size()), y(k.size(), NAN), mean(k.n), variance(k.n);
+  for (int64_t i = 0; i < k.size(); ++i) x[i] = static_cast<float>(i * i % 7);
   std::vector<char> workspace(gpu::WorkspaceBytes<float>(k) + 16);
   if (!gpu::Normalize<float>(launcher, k, x.data(), nullptr, nullptr, 0.5, true, Activation::kNone,
                              y.data(), mean.data(), variance.data(), workspace.data())) {
     return false;
   }
-  for (int row = 0; row < 3; ++row) {
+  for (int64_t n = 0; n < k.n; ++n) {
+    const float *const from = &x[n * count], *const to = &y[n * count];
     double sum = 0, squares = 0;
-    for (int i = 0; i < 5; ++i) sum += x[row * 5 + i] / 5;
-    for (int i = 0; i < 5; ++i) squares += std::pow(x[row * 5 + i] - sum, 2) / 5;
-    for (int i = 0; i < 5; ++i) {
-      const double want = (x[row * 5 + i] - sum) / std::sqrt(squares + 0.5);
-      check::Expect(std::fabs(y[row * 5 + i] - want) < 1e-6, "y is right");
+    for (int64_t i = 0; i < count; ++i) sum += from[i];
+    for (int64_t i = 0; i < count; ++i) squares += std::pow(from[i] - sum / count, 2);
+    for (int64_t i = 0; i < count; ++i) {
+      const double want = (from[i] - sum / count) / std::sqrt(squares / count + 0.5);
+      check::Expect(std::fabs(to[i] - want) < 4e-6, "y is right");
     }
   }
   return true;
 }
+bool NormalizeRows(gpu::DriverLauncher* launcher) { return Normalize(launcher, {3, 1, 1, 5, 1}); }
 
 // The message of what fails in a launch on a fresh context.
 std::string Failure(const std::string& capability) {
@@ -121,7 +123,8 @@ TEST(OneModuleForEachContext) {
   }
   for (std::thread& thread : threads) thread.join();
   check::Expect(Calls("cuModuleLoadData") == before + 2, "each context loads the kernels once");
-  check::Expect(Calls("cuModuleGetFunction") == functions + 2, "and finds each kernel once");
+  check::Expect(Calls("cuModuleGetFunction") == functions + 4,
+                "and finds each kernel once, with the one that is asked for clusters");
 }
 
 TEST(DefaultStream) {
@@ -149,16 +152,52 @@ TEST(MoreSharedMemoryIsAskedForOnce) {
   constexpr unsigned kBlock = gpu::kSumColumns * gpu::kSumRows;
   const int before = Calls("cuFuncSetAttribute");
   for (unsigned bytes : {48u << 10, 64u << 10, 50u << 10, 64u << 10}) {
-    check::Expect(launcher.Launch("sum_parts", {1, 1, 1}, {kBlock, 1, 1}, bytes, pointers),
+    check::Expect(launcher.Launch("sum_parts", {{1, 1, 1}, {kBlock, 1, 1}, bytes}, pointers),
                   "a launch with " + std::to_string(bytes) + " bytes: " + launcher.error());
   }
   check::Expect(Calls("cuFuncSetAttribute") == before + 1, "asked for once");
-  check::Expect(!launcher.Launch("sum_parts", {1, 1, 1}, {kBlock, 1, 1}, 300 << 10, pointers),
+  check::Expect(!launcher.Launch("sum_parts", {{1, 1, 1}, {kBlock, 1, 1}, 300 << 10}, pointers),
                 "more than a device has");
   check::Expect(launcher.error() ==
                     "cuFuncSetAttribute of sum_parts failed: CUDA_ERROR_INVALID_VALUE (as the test "
                     "wants it)",
                 "the message. Received: " + launcher.error());
+}
+
+// Slices of 16 and of 64 KB, by blocks of 8 KB.
+TEST(Clusters) {
+  const Setting shared("FAKE_CUDA_SHARED", "8192");
+  const Geometry small = {2, 1, 1, 4, 1024}, large = {1, 1, 1, 8, 2048};
+  const std::tuple<const char*, const char*, bool, bool> devices[] = {
+      {"8.6", "16", false, false}, {"9.0", "16", true, true},  {"12.1", "16", true, true},
+      {"9.0", "8", true, false},   {"9.0", "2", false, false},
+  };
+  for (const auto& [capability, most, small_held, large_held] : devices) {
+    check::Context() = std::string(capability) + " with clusters of " + most;
+    const Setting device("FAKE_CUDA_DEVICES", capability), cluster("FAKE_CUDA_CLUSTER", most);
+    gpu::DriverLauncher launcher(StreamOn(capability));
+    for (const auto& [k, held] : {std::pair{small, small_held}, {large, large_held}}) {
+      const int clusters = Calls("cuLaunchKernelEx"), all = Calls("cuLaunchKernel");
+      check::Expect(Normalize(&launcher, k), "the launches succeed: " + launcher.error());
+      check::Expect(Calls("cuLaunchKernelEx") == clusters + held,
+                    "one launch of clusters, or none");
+      check::Expect((Calls("cuLaunchKernel") == all) == held, "and no other, or others");
+    }
+  }
+  check::Context() = "failures";
+  const std::pair<const char*, const char*> failures[] = {
+      {"cuLaunchKernelEx",
+       "The launch of slices_forward_float32x4 failed: CUDA_ERROR_LAUNCH_FAILED"},
+      {"cuOccupancyMaxPotentialClusterSize",
+       "cuOccupancyMaxPotentialClusterSize failed: CUDA_ERROR_INVALID_VALUE"},
+  };
+  for (const auto& [function, message] : failures) {
+    const Setting fail("FAKE_CUDA_FAIL", function);
+    gpu::DriverLauncher launcher(StreamOn("9.0"));
+    check::Expect(!Normalize(&launcher, small), "the launch fails");
+    check::Expect(launcher.error() == message + std::string(" (as the test wants it)"),
+                  "the message. Received: " + launcher.error());
+  }
 }
 
 TEST(Failures) {
@@ -170,7 +209,7 @@ TEST(Failures) {
       {"cuCtxPushCurrent", "cuCtxPushCurrent failed: CUDA_ERROR_INVALID_CONTEXT"},
       {"cuModuleLoadData", "cuModuleLoadData failed: CUDA_ERROR_INVALID_IMAGE"},
       {"cuModuleGetFunction",
-       "cuModuleGetFunction of rows_forward_float32x1 failed: CUDA_ERROR_NOT_FOUND"},
+       "cuModuleGetFunction of slices_forward_float32x4 failed: CUDA_ERROR_NOT_FOUND"},
       {"cuLaunchKernel", "The launch of rows_forward_float32x1 failed: CUDA_ERROR_LAUNCH_FAILED"},
   };
   for (const auto& [function, message] : failures) {
@@ -189,7 +228,7 @@ TEST(Failures) {
   }
   gpu::DriverLauncher launcher(StreamOn("9.0"));
   void* pointers[] = {nullptr};
-  check::Expect(!launcher.Launch("no_such_kernel", {1, 1, 1}, {32, 1, 1}, 0, pointers),
+  check::Expect(!launcher.Launch("no_such_kernel", {{1, 1, 1}, {32, 1, 1}}, pointers),
                 "a kernel that is not there");
 }
 

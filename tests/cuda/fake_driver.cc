@@ -5,6 +5,8 @@
 //
 // FAKE_CUDA_DEVICES     compute capability of each device, as "9.0,8.6" (default: one, 9.0)
 // FAKE_CUDA_FAIL        a function that fails, as "cuLaunchKernel"
+// FAKE_CUDA_SHARED      bytes of shared memory that a block can have (default: 232448)
+// FAKE_CUDA_CLUSTER     most blocks of a cluster (default: 16)
 // FAKE_CUDA_PRIMARY     if set, a thread without a context finds that of the first device current
 #include <elf.h>
 
@@ -34,6 +36,7 @@ enum Result {
   kInvalidPtx = 218,
   kNotFound = 500,
   kLaunchFailed = 719,
+  kInvalidClusterSize = 912,
 };
 
 struct Context {
@@ -51,7 +54,21 @@ struct Function {
   Module* module;
   keras_norms::gpu::Kernel kernel;
   unsigned shared_bytes = 48 << 10;  // that it may be launched with
+  unsigned cluster = 8;
 };
+// As in cuda.h.
+struct LaunchAttribute {
+  int id, pad;
+  unsigned cluster[3];
+  char room[52];
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared_bytes;
+  Stream* stream;
+  const LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56, "as on 64 bits");
 
 std::mutex mutex;  // of all below, and of the shim, which runs one kernel at a time
 std::map<std::string, int> calls;
@@ -74,6 +91,9 @@ std::vector<int> Devices() {
   }
   return devices;
 }
+
+int SharedBytes() { return std::atoi(Setting("FAKE_CUDA_SHARED", "232448").c_str()); }
+unsigned MostCluster() { return std::atoi(Setting("FAKE_CUDA_CLUSTER", "16").c_str()); }
 
 Result Called(const char* function, Result failure) {
   ++calls[function];
@@ -132,6 +152,7 @@ Result cuGetErrorName(Result result, const char** name) {
       {kInvalidPtx, "CUDA_ERROR_INVALID_PTX"},
       {kNotFound, "CUDA_ERROR_NOT_FOUND"},
       {kLaunchFailed, "CUDA_ERROR_LAUNCH_FAILED"},
+      {kInvalidClusterSize, "CUDA_ERROR_INVALID_CLUSTER_SIZE"},
   };
   const auto found = names.find(result);
   *name = found == names.end() ? nullptr : found->second;
@@ -190,9 +211,22 @@ Result cuCtxGetDevice(int* device) {
 Result cuDeviceGetAttribute(int* value, int attribute, int device) {
   const std::lock_guard<std::mutex> lock(mutex);
   const int capability = Devices().at(device);
-  if (attribute != 75 && attribute != 76) return kInvalidValue;
-  *value = attribute == 75 ? capability / 10 : capability % 10;
-  return kSuccess;
+  switch (attribute) {
+    case 75:
+      *value = capability / 10;
+      return kSuccess;
+    case 76:
+      *value = capability % 10;
+      return kSuccess;
+    case 97:
+      *value = SharedBytes();
+      return kSuccess;
+    case 120:
+      *value = capability >= 90;
+      return kSuccess;
+    default:
+      return kInvalidValue;
+  }
 }
 
 Result cuModuleLoadData(Module** module, const char* image) {
@@ -243,9 +277,52 @@ Result cuModuleGetFunction(Function** function, Module* module, const char* name
 Result cuFuncSetAttribute(Function* function, int attribute, int value) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (const Result failure = Called("cuFuncSetAttribute", kInvalidValue)) return failure;
-  constexpr int kMostOfAnyDevice = 227 << 10;
-  if (attribute != 8 || value < 0 || value > kMostOfAnyDevice) return kInvalidValue;
-  function->shared_bytes = value;
+  if (attribute == 8 && value >= 0 && value <= SharedBytes()) {
+    function->shared_bytes = value;
+  } else if (attribute == 14 && value == 1) {
+    function->cluster = 16;
+  } else {
+    return kInvalidValue;
+  }
+  return kSuccess;
+}
+
+}  // extern "C"
+
+namespace {
+
+Result Launch(Function* function, const LaunchConfig& config, unsigned cluster, void** arguments,
+              void** extra) {
+  const unsigned *const grid = config.grid, *const block = config.block;
+  Context* const context = config.stream == nullptr ? Current() : config.stream->context;
+  if (function->module->context != context || Current() != context) return kInvalidContext;
+  if (grid[0] == 0 || grid[1] == 0 || grid[2] != 1 || block[0] == 0 || block[1] != 1 ||
+      block[2] != 1 || grid[0] > 0x7fffffff || grid[1] > 0xffff ||
+      block[0] > function->kernel.most_threads || config.shared_bytes > function->shared_bytes ||
+      extra != nullptr) {
+    return kInvalidValue;
+  }
+  if (cluster == 0 || cluster > std::min(function->cluster, MostCluster()) ||
+      grid[0] % cluster != 0) {
+    return kInvalidClusterSize;
+  }
+  shim::Run([&] { function->kernel.run(arguments); }, {grid[0], grid[1], 1}, {block[0], 1, 1},
+            config.shared_bytes, cluster, calls["cuLaunchKernel"] + calls["cuLaunchKernelEx"]);
+  return kSuccess;
+}
+
+}  // namespace
+
+extern "C" {
+
+Result cuOccupancyMaxPotentialClusterSize(int* cluster, Function* function,
+                                          const LaunchConfig* config) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const Result failure = Called("cuOccupancyMaxPotentialClusterSize", kInvalidValue)) {
+    return failure;
+  }
+  if (config->shared_bytes > function->shared_bytes) return kInvalidValue;
+  *cluster = std::min(function->cluster, MostCluster());
   return kSuccess;
 }
 
@@ -254,16 +331,20 @@ Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsi
                       Stream* stream, void** arguments, void** extra) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (const Result failure = Called("cuLaunchKernel", kLaunchFailed)) return failure;
-  Context* const context = stream == nullptr ? Current() : stream->context;
-  if (function->module->context != context || Current() != context) return kInvalidContext;
-  if (grid_x == 0 || grid_y == 0 || grid_z != 1 || block_x == 0 || block_y != 1 || block_z != 1 ||
-      grid_x > 0x7fffffff || grid_y > 0xffff || block_x > function->kernel.most_threads ||
-      shared_bytes > function->shared_bytes || extra != nullptr) {
+  const LaunchConfig config = {
+      {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream, nullptr, 0};
+  return Launch(function, config, 1, arguments, extra);
+}
+
+Result cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** arguments,
+                        void** extra) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const Result failure = Called("cuLaunchKernelEx", kLaunchFailed)) return failure;
+  if (config->attribute_count != 1 || config->attributes->id != 4 ||
+      config->attributes->cluster[1] != 1 || config->attributes->cluster[2] != 1) {
     return kInvalidValue;
   }
-  shim::Run([&] { function->kernel.run(arguments); }, {grid_x, grid_y, 1}, {block_x, 1, 1},
-            shared_bytes, calls["cuLaunchKernel"]);
-  return kSuccess;
+  return Launch(function, *config, config->attributes->cluster[0], arguments, extra);
 }
 
 }  // extern "C"

@@ -12,7 +12,8 @@ namespace gpu {
 const std::map<std::string, Kernel>& Kernels() {
 #define KERAS_NORMS_ENTRY(name, threads, Arguments, function) \
   {#name, {[](void** arguments) { name(*static_cast<const Arguments*>(arguments[0])); }, threads}},
-  static const std::map<std::string, Kernel> kernels = {KERAS_NORMS_KERNELS(KERAS_NORMS_ENTRY)};
+  static const std::map<std::string, Kernel> kernels = {
+      KERAS_NORMS_KERNELS(KERAS_NORMS_ENTRY) KERAS_NORMS_SLICE_KERNELS(KERAS_NORMS_ENTRY)};
 #undef KERAS_NORMS_ENTRY
   return kernels;
 }

@@ -28,7 +28,7 @@ namespace {
 constexpr size_t kStack = 256 << 10;
 constexpr int kWarp = 32;
 
-enum class State { kReady, kAtBarrier, kAtShuffle, kEnded };
+enum class State { kReady, kAtBarrier, kAtClusterBarrier, kAtShuffle, kEnded };
 
 struct Fiber {
   ucontext_t context;
@@ -38,6 +38,7 @@ struct Fiber {
   int site = 0;      // of the barrier, or the mask of the shuffle
   int shuffles = 0;  // so far: a lane is at most one ahead of the others of its warp
   float offered[2];  // to this and the next shuffle
+  std::vector<std::pair<const void*, void*>> copies;  // that are not awaited yet
 };
 
 struct Scheduler {
@@ -45,7 +46,9 @@ struct Scheduler {
   Fiber home;
   int current = 0;
   const std::function<void()>* kernel = nullptr;
-  std::unique_ptr<unsigned char[]> shared;
+  int threads = 0;  // of a block
+  unsigned shared_bytes = 0;
+  std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block of the cluster
 };
 Scheduler scheduler;
 
@@ -118,29 +121,58 @@ void Shuffle(std::vector<int>* order, uint64_t* seed) {
   for (size_t i = order->size(); i > 1; --i) std::swap((*order)[i - 1], (*order)[Next(seed) % i]);
 }
 
-// From barrier to barrier each warp runs as far as it comes, and one warp after the other.
-void RunBlock(int threads, uint64_t* seed) {
-  std::vector<int> warps((threads + kWarp - 1) / kWarp), lanes(kWarp);
-  std::iota(warps.begin(), warps.end(), 0);
-  std::iota(lanes.begin(), lanes.end(), 0);
-  Shuffle(&warps, seed);
-  Shuffle(&lanes, seed);
-  for (int i = 0; i < threads; ++i) scheduler.fibers[i]->state = State::kReady;
-  for (int ended = 0; ended < threads;) {
-    for (int warp : warps) {
-      const int begin = warp * kWarp, end = std::min(begin + kWarp, threads);
+// Lets the warps of a block run one after the other, each as far as it comes. Whether one of them
+// did anything.
+bool RunWarps(int block, const std::vector<int>& warps, const std::vector<int>& lanes) {
+  const int threads = scheduler.threads;
+  bool ran = false;
+  for (int warp : warps) {
+    const int begin = warp * kWarp, end = std::min(begin + kWarp, threads);
+    do {
+      for (int lane : lanes) {
+        const int i = begin + lane;
+        if (i >= end) continue;
+        Fiber& fiber = *scheduler.fibers[block * threads + i];
+        if (fiber.state != State::kReady) continue;
+        ran = true;
+        scheduler.current = block * threads + i;
+        thread_index = {static_cast<unsigned>(i), 0, 0};
+        Switch(&scheduler.home, &fiber, fiber.stack, kStack);
+      }
+    } while (end - begin == kWarp &&
+             Release(block * threads + begin, block * threads + end, State::kAtShuffle));
+  }
+  return ran;
+}
+
+bool HasEnded(int begin, int end) {
+  return std::all_of(scheduler.fibers.begin() + begin, scheduler.fibers.begin() + end,
+                     [](const auto& fiber) { return fiber->state == State::kEnded; });
+}
+
+// From barrier to barrier one block after the other.
+void RunCluster(uint3 first, int blocks, uint64_t* seed) {
+  const int threads = scheduler.threads, all = blocks * threads;
+  std::vector<int> order(blocks), warps((threads + kWarp - 1) / kWarp), lanes(kWarp);
+  for (std::vector<int>* each : {&order, &warps, &lanes}) {
+    std::iota(each->begin(), each->end(), 0);
+    Shuffle(each, seed);
+  }
+  for (int i = 0; i < all; ++i) scheduler.fibers[i]->state = State::kReady;
+  while (!HasEnded(0, all)) {
+    bool goes_on = false;
+    for (int block : order) {
+      const int begin = block * threads, end = begin + threads;
+      if (HasEnded(begin, end)) continue;
+      block_index = {first.x + block, first.y, 0};
       do {
-        for (int lane : lanes) {
-          const int i = begin + lane;
-          if (i >= end || scheduler.fibers[i]->state != State::kReady) continue;
-          scheduler.current = i;
-          thread_index = {static_cast<unsigned>(i), 0, 0};
-          Switch(&scheduler.home, scheduler.fibers[i].get(), scheduler.fibers[i]->stack, kStack);
-          if (scheduler.fibers[i]->state == State::kEnded) ++ended;
-        }
-      } while (end - begin == kWarp && Release(begin, end, State::kAtShuffle));
+        goes_on |= RunWarps(block, warps, lanes);
+      } while (Release(begin, end, State::kAtBarrier));
+      if (HasEnded(begin, end)) {
+        std::memset(scheduler.shared[block].get(), 0xff, scheduler.shared_bytes);
+      }
     }
-    if (ended < threads && !Release(0, threads, State::kAtBarrier)) {
+    if (!Release(0, all, State::kAtClusterBarrier) && !goes_on) {
       Abort("threads wait at different places");
     }
   }
@@ -154,33 +186,62 @@ void Abort(const char* why) {
   std::abort();
 }
 
-void* SharedMemory() { return scheduler.shared.get(); }
+void* SharedMemory() { return scheduler.shared[scheduler.current / scheduler.threads].get(); }
+
+const void* SharedMemoryOf(int rank, const void* p) {
+  const auto offset =
+      static_cast<const unsigned char*>(p) - static_cast<const unsigned char*>(SharedMemory());
+  if (rank < 0 || rank >= static_cast<int>(scheduler.shared.size()) || offset < 0 ||
+      offset >= scheduler.shared_bytes) {
+    Abort("not in the shared memory of the cluster");
+  }
+  return scheduler.shared[rank].get() + offset;
+}
+
+void CopyAsync(const void* from, void* to) { Current().copies.emplace_back(from, to); }
+
+void AwaitCopies() {
+  for (const auto& [from, to] : Current().copies) std::memcpy(to, from, 16);
+  Current().copies.clear();
+}
 
 void Synchronize(int site) {
   if (site != KERAS_NORMS_MUTATE) Wait(State::kAtBarrier, site);
 }
 
+void SynchronizeCluster(int site) {
+  if (site != KERAS_NORMS_MUTATE) Wait(State::kAtClusterBarrier, site);
+}
+
 float ShuffleXor(float value, int mask) {
-  const int lane = scheduler.current, turn = Current().shuffles++ % 2;
+  const int me = scheduler.current, turn = Current().shuffles++ % 2;
   Current().offered[turn] = value;
   Wait(State::kAtShuffle, mask);
-  return scheduler.fibers[lane ^ mask]->offered[turn];
+  return scheduler.fibers[me ^ mask]->offered[turn];
 }
 
 void Run(const std::function<void()>& kernel, uint3 grid, uint3 block, unsigned shared_bytes,
-         uint64_t seed) {
+         unsigned cluster, uint64_t seed) {
   const int threads = static_cast<int>(block.x * block.y * block.z);
   if (threads != static_cast<int>(block.x)) Abort("a block of more than one dimension");
-  while (static_cast<int>(scheduler.fibers.size()) < threads) AddFiber();
-  for (auto& fiber : scheduler.fibers) fiber->shuffles = 0;
+  if (grid.x % cluster != 0) Abort("a grid that is not of whole clusters");
+  while (scheduler.fibers.size() < threads * cluster) AddFiber();
+  for (auto& fiber : scheduler.fibers) {
+    fiber->shuffles = 0;
+    fiber->copies.clear();
+  }
   scheduler.kernel = &kernel;
+  scheduler.threads = threads;
+  scheduler.shared_bytes = shared_bytes;
+  scheduler.shared.resize(cluster);
   block_size = block;
   for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; ++x) {
-      block_index = {x, y, 0};
-      scheduler.shared.reset(new unsigned char[shared_bytes]);
-      std::memset(scheduler.shared.get(), 0xff, shared_bytes);
-      RunBlock(threads, &seed);
+    for (unsigned x = 0; x < grid.x; x += cluster) {
+      for (auto& shared : scheduler.shared) {
+        shared.reset(new unsigned char[shared_bytes]);
+        std::memset(shared.get(), 0xff, shared_bytes);
+      }
+      RunCluster({x, y, 0}, static_cast<int>(cluster), &seed);
     }
   }
 }

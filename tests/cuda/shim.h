@@ -1,12 +1,14 @@
 // CUDA as far as custom_ops/cuda knows it, on the CPU, for g++ -include: a kernel runs block after
 // block, each thread as a fiber of its own.
 //
-// Fibers change at __syncthreads and __shfl_xor_sync only, and in an order shuffled by a seed, so a
-// missing barrier shows as a wrong result. A barrier that not all threads of a block reach, or not
-// all lanes of a warp, ends the process. So do misaligned vectors.
+// Fibers change at barriers and __shfl_xor_sync only, and in an order shuffled by a seed, so a
+// missing barrier shows as a wrong result. A barrier that not all threads of a block reach, or of a
+// cluster, or not all lanes of a warp, ends the process. So do misaligned vectors. The blocks of a
+// cluster run together; the shared memory of one that ended is NaN for the others. Asynchronous
+// copies are made when they are awaited.
 //
-// With KERAS_NORMS_MUTATE=i (defined for shim.cc, counted from 0) the i-th __syncthreads of the
-// sources is left out: the tests must then fail, whichever it is.
+// With KERAS_NORMS_MUTATE=i (defined for shim.cc, counted from 0) the i-th barrier of the sources
+// is left out: the tests must then fail, whichever it is.
 #ifndef KERAS_NORMS_TESTS_CUDA_SHIM_H_
 #define KERAS_NORMS_TESTS_CUDA_SHIM_H_
 
@@ -28,15 +30,22 @@ namespace shim {
 // Of the thread that runs.
 extern uint3 thread_index, block_index, block_size;
 
-// Runs `kernel` in all threads of all blocks.
+// Runs `kernel` in all threads of all blocks, of which `cluster` neighbours are a cluster.
 void Run(const std::function<void()>& kernel, uint3 grid, uint3 block, unsigned shared_bytes,
-         uint64_t seed);
+         unsigned cluster, uint64_t seed);
 
-// Of the block: `shared_bytes` filled with NaN at its beginning.
+// Of the block: `shared_bytes` filled with NaN at its beginning. And where p, which is in it, is in
+// that of another block of the cluster.
 void* SharedMemory();
+const void* SharedMemoryOf(int rank, const void* p);
+
+// Of 16 bytes.
+void CopyAsync(const void* from, void* to);
+void AwaitCopies();
 
 // `site` tells the calls in the sources apart.
 void Synchronize(int site);
+void SynchronizeCluster(int site);
 float ShuffleXor(float value, int mask);
 
 [[noreturn]] void Abort(const char* why);
@@ -50,6 +59,7 @@ inline void ExpectAligned(const void* p) {
 #define blockIdx shim::block_index
 #define blockDim shim::block_size
 #define __syncthreads() shim::Synchronize(__COUNTER__)
+#define ClusterSynchronize() shim::SynchronizeCluster(__COUNTER__)
 
 inline float __shfl_xor_sync(unsigned lanes, float value, int mask) {
   if (lanes != 0xffffffffu) shim::Abort("a shuffle of part of a warp");
