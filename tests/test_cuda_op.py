@@ -20,6 +20,7 @@ LAYERS = {
     "layer": (lambda **k: kn.LayerNormalization(epsilon=0.1, **k), (3, 22)),
     "layer_of_a_row_in_pieces": (lambda **k: kn.LayerNormalization(**k), (2, 4133)),
     "layer_of_two_axes": (lambda **k: kn.LayerNormalization(axis=(1, 2), **k), (3, 5, 8)),
+    "layer_by_clusters": (lambda **k: kn.LayerNormalization(axis=(1, 2), **k), (2, 130, 256)),
     "rms": (lambda **k: kn.RMSNormalization(**k), (5, 3, 67)),
     "group": (lambda **k: kn.GroupNormalization(2, **k), (3, 5, 7, 22)),
     "group_channels_first": (lambda **k: kn.GroupNormalization(3, axis=1, **k), (2, 6, 5, 3)),
@@ -31,7 +32,8 @@ LAYERS = {
 
 
 def launches() -> int:
-    return ctypes.CDLL("libcuda.so.1").fake_cuda_calls(b"cuLaunchKernel")
+    calls = ctypes.CDLL("libcuda.so.1").fake_cuda_calls
+    return calls(b"cuLaunchKernel") + calls(b"cuLaunchKernelEx")
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,8 @@ namespace {
 
 constexpr int64_t kSharedBytes = 48 << 10;  // what every device gives without being asked
 constexpr int64_t kBlocks = 2048;           // fill any device: from here on blocks get more work
-constexpr int64_t kLeastPart = 2048;        // bytes of a slice that are worth a block of a cluster
+constexpr int64_t kMostShared = 256 << 10;  // no block has more
+constexpr int64_t kLeastPart = 2048;        // bytes of a slice that are worth a block
 
 int64_t PowerOf2(int64_t least, int64_t most) {
   int64_t power = 1;
@@ -244,8 +245,10 @@ class Plan {
   void TakeSliceParts(const Geometry& k) {
     if (width_ == 1) return;
     const int64_t most = k.size() / std::max<int64_t>(1, k.n) * kVectorBytes / width_ / kLeastPart;
+    const int64_t row = k.d / width_ * (2 * kVectorBytes + width_ * 2 * sizeof(float));
+    const int64_t fewest = std::max<int64_t>(1, CeilDiv(row, kMostShared));
     const int64_t planes =
-        IsRow(k) ? RowParts(k.n, 1) : k.n * std::clamp<int64_t>(most, 1, kMostCluster);
+        IsRow(k) ? RowParts(k.n, fewest) : k.n * std::clamp<int64_t>(most, 1, kMostCluster);
     arena_.Take<float>(planes * k.channels());
     arena_.Take<float>(planes * k.channels());
   }
@@ -308,10 +311,10 @@ class Plan {
   //   walk      slice                               served where
   //   rows      a row                               it is beyond registers
   //   lanes     all of s, neighbouring groups       these are whole vectors
-  //             in runs of 64 bytes and more
   //   segments  a group                             s = 1, channels are whole vectors
   //
-  // What is below `least` the caches serve the second time. No bound was measured on a GPU.
+  // Neighbouring groups are held together until a row of them has 64 bytes and all an eighth of a
+  // block's shared memory. No bound was measured on a GPU.
   struct HeldShape {
     Slice slice;
     int threads;
@@ -320,7 +323,7 @@ class Plan {
   static constexpr int64_t kVectorBytes = 16;
 
   std::optional<HeldShape> Held(const Geometry& k, bool backward) const {
-    const int64_t most = capability_.shared_bytes, least = most / 8, channels = k.channels();
+    const int64_t most = capability_.shared_bytes, channels = k.channels();
     constexpr int64_t kLargest = int64_t{1} << 24;  // vectors: beyond what any cluster holds
     if (capability_.cluster == 0 || k.size() == 0) return std::nullopt;
     HeldShape held = {};
@@ -336,7 +339,7 @@ class Plan {
       for (units = 1; units < k.g; ++units) {
         columns = units * k.d / width_;
         if (k.g % units == 0 && units * k.d % width_ == 0 && columns * kVectorBytes >= 64 &&
-            k.s * columns * vector_bytes >= least) {
+            k.s * columns * vector_bytes >= most / 8) {
           break;
         }
       }
@@ -347,7 +350,7 @@ class Plan {
       if (k.s > 1 || length % width_ != 0 || (k.t > 1 && k.t % width_ != 0)) return std::nullopt;
       vectors = length / width_;
     }
-    if (vectors > kLargest || vectors * vector_bytes < least) return std::nullopt;
+    if (vectors > kLargest || vectors * kVectorBytes < kLeastPart) return std::nullopt;
     const int64_t part = std::min(vectors, most / 2 / vector_bytes);  // of a block, about
     held.threads =
         static_cast<int>(PowerOf2(std::max({CeilDiv(part, 8), columns, units, int64_t{32}}),

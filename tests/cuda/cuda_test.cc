@@ -564,7 +564,6 @@ std::vector<Geometry> SliceGeometries() {
       {1, 1, 1, 2056, 1},
       {3, 1, 2, 8200, 1},
       {1, 1, 2, 16424, 1},
-      {1, 1, 1, 33000, 1},
       // runs
       {2, 1, 3, 1, 1000},
       {1, 1, 2, 5, 264},
@@ -576,17 +575,24 @@ std::vector<Geometry> SliceGeometries() {
 
 TEST(SlicesFloat32) {
   const WithClusters device(8);
-  RunAll<float>(SliceGeometries(), {0, 1e4, 1e6}, true);
+  RunAll<float>(SliceGeometries(), {1e6, 0}, true);
 }
 TEST(SlicesBfloat16) {
   const WithClusters device(16);
-  RunAll<bfloat16>(SliceGeometries(), {0, 1e2}, true);
+  RunAll<bfloat16>(SliceGeometries(), {1e2}, true);
+  RunAll<bfloat16>({{1, 1, 1, 33000, 1}}, {3}, true);
 }
 TEST(SlicesFloat16) {
   const WithClusters device(4, 20 << 10);
   RunAll<float16>(SliceGeometries(), {0}, true);
 }
 
+// With as much shared memory as there is, so in one block.
+TEST(SlicesOfABlock) {
+  const WithClusters device(16, 227 << 10);
+  RunAll<float>(Geometries(), {1e4}, true);
+  RunAll<bfloat16>(Geometries(), {3}, true);
+}
 // So many rows that a cluster takes several.
 TEST(SlicesManyRows) {
   const WithClusters device(8, 16 << 10);
@@ -603,7 +609,7 @@ TEST(SlicesEveryNullPointer) {
 }
 TEST(SlicesConstantInput) {
   const WithClusters device(8);
-  RunConstantInput(SliceGeometries());
+  RunConstantInput({{1, 1, 2, 8200, 1}, {2, 259, 40, 1, 1}, {2, 65, 3, 24, 1}, {1, 1, 2, 5, 264}});
 }
 TEST(SlicesFewValues) {
   const WithClusters device(16, 16 << 10);
@@ -612,6 +618,54 @@ TEST(SlicesFewValues) {
 TEST(SlicesNotFinite) {
   const WithClusters device(8);
   RunNotFinite({{3, 1, 2, 8200, 1}, {2, 259, 40, 1, 1}, {2, 65, 3, 24, 1}, {2, 1, 2, 3, 1032}});
+}
+
+// Which kernels a geometry takes on a device, first to last, with the clusters they run in.
+template <class T>
+std::string Launched(const Geometry& k, const gpu::Capability& capability) {
+  struct Recorder : gpu::Launcher {
+    gpu::Capability has;
+    std::string all;
+    gpu::Capability capability() override { return has; }
+    bool Launch(const char* name, const gpu::Shape& shape, void**) override {
+      all += std::string(name, std::strchr(name, '_')) + std::to_string(shape.cluster) + " ";
+      check::Expect(shape.shared_bytes <= std::max(48u << 10, has.shared_bytes), "what there is");
+      return true;
+    }
+  } recorder;
+  recorder.has = capability;
+  alignas(16) static float somewhere[4];  // nothing is read
+  float* const p = somewhere;
+  T* const x = reinterpret_cast<T*>(p);
+  gpu::Normalize<T>(&recorder, k, x, p, p, 1, true, Activation::kNone, x, p, p, p);
+  recorder.all += "| ";
+  gpu::NormalizeGrad<T>(&recorder, k, x, x, p, p, p, p, 1, true, Activation::kNone, x, p, p, p);
+  return recorder.all;
+}
+
+TEST(WhatIsReadOnce) {
+  const gpu::Capability none = {0, 0}, hopper = {16, 227 << 10}, small = {8, 99 << 10};
+  const auto expect = [](const Geometry& k, const gpu::Capability& on, const std::string& want) {
+    const std::string got = Launched<bfloat16>(k, on);
+    check::Context() = Name(k) + ": " + got;
+    check::Expect(got == want, want);
+  };
+  const std::string lanes = "lanes1 merge1 apply1 | lanes1 sum1 merge1 gradient1 sum1 ";
+  const std::string runs = "segment1 merge1 apply1 | segment1 merge1 gradient1 sum1 ";
+  const Geometry instance = {32, 3136, 256, 1, 1}, layer = {32, 3136, 1, 256, 1};
+  expect(instance, none, lanes);
+  expect(instance, hopper, "slices4 | slices4 sum1 ");
+  expect(instance, small, "slices8 | slices8 sum1 ");
+  expect(layer, hopper, "slices8 | slices16 sum1 ");
+  expect(layer, small, lanes);
+  expect({8, 16384, 32, 16, 1}, hopper, "slices8 | slices16 sum1 ");
+  expect({1, 100352, 256, 1, 1}, hopper, lanes);  // of a batch, too large
+  expect({2048, 1, 1, 65536, 1}, hopper, "slices2 | slices8 sum1 ");
+  expect({8192, 1, 1, 4096, 1}, hopper, "rows1 | rows1 sum1 ");
+  expect({32, 1, 256, 1, 3136}, none, runs);
+  expect({32, 1, 256, 1, 3136}, hopper, "slices1 | slices1 sum1 ");
+  expect({8, 1, 32, 16, 16384}, hopper, "slices8 | slices8 sum1 ");
+  expect({32, 1, 256, 1, 49}, hopper, runs);  // not whole vectors
 }
 
 // Last: what the tests before it launched.
