@@ -161,11 +161,14 @@ def test_small_runs_every_kernel():
     assert done.returncode == 0, done.stderr
     count, names = re.match(r"(\d+) kernels ran: (.*)", done.stdout).groups()
     assert len(names.split()) == int(count)
-    types = re.findall(r"KERNELS_OF\(KERNEL, (\w+), \w+, (\d)\)", KERNELS)
-    steps = re.findall(r"KERNEL\((\w+)_##type", KERNELS)
-    others = re.findall(r"KERNEL\((\w+), kThreads", KERNELS)
-    wanted = {f"{step}_{dtype}x{width}" for step in steps for dtype, width in types} | {*others}
-    assert len(wanted) >= 58
+    wanted = {*re.findall(r"KERNEL\((\w+), kThreads", KERNELS)}
+    for slices in ("", "SLICE_"):
+        types = re.findall(rf"NORMS_{slices}KERNELS_OF\(KERNEL, (\w+), \w+, (\d)\)", KERNELS)
+        begin = KERNELS.index(f"#define KERAS_NORMS_{slices}KERNELS_OF")
+        body = KERNELS[begin : KERNELS.index("\n\n", begin)]
+        steps = re.findall(r"KERNEL\((\w+)_##type", body)
+        wanted |= {f"{step}_{dtype}x{width}" for step in steps for dtype, width in types}
+    assert len(wanted) >= 64
     assert set(names.split()) == wanted
 
 

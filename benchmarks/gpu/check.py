@@ -30,12 +30,14 @@ class Item:
     mean: float = 3.0
     deviation: float = 2.0
     offset: int = 0  # elements by which tensors miss the alignment of a vector
+    read_once: bool = True  # where a device can
 
     @property
     def title(self) -> str:
         words = [self.name, "x".join(map(str, self.geometry)), self.dtype]
         words += [self.activation] * (self.activation != "none")
         words += ["without mean"] * (not self.subtract_mean) + ["unaligned"] * bool(self.offset)
+        words += ["read twice"] * (not self.read_once)
         return " ".join([*words, f"{self.mean:g}+{self.deviation:g}randn"])
 
 
@@ -43,6 +45,7 @@ def small_items() -> Iterator[Item]:
     for dtype in cases.DTYPES:
         for i, k in enumerate(cases.SMALL):
             yield Item("small", k, dtype)
+            yield Item("small", k, dtype, activation=ACTIVATIONS[1 + i % 3], read_once=False)
             yield Item("small", k, dtype, i % 2 == 0, ACTIVATIONS[1 + i % 3], offset=i % 2)
             if dtype == "float32":
                 yield Item("small", k, dtype, mean=1e3, deviation=1.0)
@@ -246,7 +249,11 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def check(library, item: Item, device, stream=0) -> dict:
     """The row of results.json for this item."""
     checker = Checker(library, item, device, stream)
-    checker.run()
+    library.read_once(item.read_once)
+    try:
+        checker.run()
+    finally:
+        library.read_once(True)
     return {
         "item": asdict(item) | {"title": item.title},
         "outputs": checker.outputs,

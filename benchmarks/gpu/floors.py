@@ -7,7 +7,7 @@ from benchmarks.gpu.cases import BACKWARD, FORWARD, Case
 
 # Tensors of x's size that a kernel reads or writes, by its name without dtype and width.
 TENSORS = {
-    **{"rows_forward": 2, "rows_backward": 3},
+    **{"rows_forward": 2, "rows_backward": 3, "slices_forward": 2, "slices_backward": 3},
     **{"lanes_moments": 1, "lanes_sums": 2, "segment_moments": 1, "segment_sums": 2},
     **{"apply": 2, "gradient": 3, "gradient_rows": 3},
     **{"merge_moments": 0, "merge_sums": 0, "sum_parts": 0, "moments_coefficients": 0},

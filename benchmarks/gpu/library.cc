@@ -28,14 +28,16 @@ Code Fail(Code code, const std::string& why) {
   return code;
 }
 
+bool read_once = true;
+
 // Keeps the names of what is launched.
 class Recorder : public Launcher {
  public:
   explicit Recorder(void* stream) : launcher_(stream) {}
-  bool Launch(const char* kernel, Dim3 grid, Dim3 block, unsigned shared_bytes,
-              void** arguments) override {
+  Capability capability() override { return read_once ? launcher_.capability() : Capability(); }
+  bool Launch(const char* kernel, const Shape& shape, void** arguments) override {
     last_kernels += (last_kernels.empty() ? "" : " ") + std::string(kernel);
-    return launcher_.Launch(kernel, grid, block, shared_bytes, arguments);
+    return launcher_.Launch(kernel, shape, arguments);
   }
   std::string error() const { return launcher_.error(); }
 
@@ -82,6 +84,10 @@ int Run(int dtype, const Geometry& k, int activation, void* stream, const F& f) 
 // Of this thread's last call: why it failed; the names of the kernels that it launched.
 KN_GPU_API const char* kn_gpu_error() { return last_error.c_str(); }
 KN_GPU_API const char* kn_gpu_kernels() { return last_kernels.c_str(); }
+
+// Whether what a cluster of blocks can hold is read once (1, as it begins) or as on devices without
+// clusters (0).
+KN_GPU_API void kn_gpu_read_once(int yes) { read_once = yes != 0; }
 
 // What this was built from.
 KN_GPU_API const char* kn_gpu_commit() { return KERAS_NORMS_COMMIT; }

@@ -42,6 +42,8 @@ class Library:
             found.restype = c_int
         self._workspace = self._library.kn_gpu_workspace_bytes
         self._workspace.argtypes, self._workspace.restype = [c_int, *[c_int64] * 5], c_int64
+        self._library.kn_gpu_read_once.argtypes = [c_int]
+        self._library.kn_gpu_read_once.restype = None
         for name in ("error", "kernels", "commit"):
             getattr(self._library, f"kn_gpu_{name}").restype = c_char_p
 
@@ -53,6 +55,10 @@ class Library:
     def kernels(self) -> list[str]:
         """That this thread's last call launched."""
         return self._library.kn_gpu_kernels().decode().split()
+
+    def read_once(self, yes: bool) -> None:
+        """Whether clusters of blocks hold what they can; False: as on devices without them."""
+        self._library.kn_gpu_read_once(int(yes))
 
     def workspace_bytes(self, dtype: str, geometry: Geometry) -> int:
         found = self._workspace(DTYPES.get(dtype, -1), *geometry)

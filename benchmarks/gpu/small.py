@@ -5,6 +5,7 @@ driver, one allocation a buffer, and only what a function reads has been written
 """
 
 import ctypes
+import itertools
 import sys
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 
@@ -121,7 +122,8 @@ def run(library, memory, k: Geometry, dtype: str, activation: str, subtract_mean
 
 def main() -> int:
     library, memory, kernels = Library(), Memory(), set()
-    for dtype in DTYPES:
+    for dtype, once in itertools.product(DTYPES, (True, False)):
+        library.read_once(once)
         for i, k in enumerate(SMALL):
             for activation in ("none", ACTIVATIONS[1 + i % 3]):
                 kernels |= run(library, memory, k, dtype, activation, i % 4 != 3)
