@@ -13,7 +13,7 @@ import numpy as np
 import reference
 import support
 import tensorflow as tf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_activation_op import activate, derivative
 
@@ -522,6 +522,8 @@ def fuzz(file, examples, how):
     seen = set()
 
     def one(call):
+        # Empty, but NumPy has no array of such a shape.
+        assume(not is_right(call) or is_too_large(call) or 8 * groups(call) < 2**63)
         with open(file, "w") as out:
             print(call, file=out)
         seen.add((call.op, call.how, is_right(call)))
