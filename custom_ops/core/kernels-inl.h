@@ -95,7 +95,8 @@ inline typename Simd<T>::U AnchorOf(const T* x, int64_t size) {
 }
 
 // One pass over a tile, relative to an anchor, and another where that anchor turns out to lie more
-// than a deviation from the mean: so at most one bit of the variance cancels.
+// than a deviation from the mean: so at most one bit of the variance cancels. Where the sums from
+// an anchor overflow, those from 0 may not.
 template <class T>
 Moment TileMoments(const T* x, int64_t size) {
   auto anchor = AnchorOf(x, size);
@@ -103,8 +104,9 @@ Moment TileMoments(const T* x, int64_t size) {
     const AnchoredSums<T> sums(x, size, anchor);
     const double left = sums.sum / size, m2 = sums.square - sums.sum * left;
     const double mean = static_cast<double>(anchor) + left;
-    if (pass == 1 || !(sums.sum * left > m2)) return {mean, m2 < 0 ? 0 : m2};
-    anchor = static_cast<decltype(anchor)>(mean);
+    const bool finite = mean - mean == 0;
+    if (pass == 1 || (finite && !(sums.sum * left > m2))) return {mean, m2 < 0 ? 0 : m2};
+    anchor = finite ? static_cast<decltype(anchor)>(mean) : 0;
   }
 }
 
@@ -424,9 +426,13 @@ void ShortRows(const T* x, int64_t rows, int64_t stride, int64_t size, bool subt
     v.Read(x + first * stride, n, stride, size);
     V center = {}, rest = {}, square = {};
     if (subtract_mean) {
-      const V anchor = v[0];
-      V sum = {}, left = {};
+      V anchor = v[0], sum = {}, left = {};
       for (int64_t i = 1; i < size; ++i) sum += v[i] - anchor;
+      if (S::Any(sum - sum != 0)) {  // as TileMoments
+        anchor = (sum - sum == 0) ? anchor : V{};
+        sum = V{};
+        for (int64_t i = 0; i < size; ++i) sum += v[i] - anchor;
+      }
       const V rough = S::Rounded(sum / count);
       for (int64_t i = 0; i < size; ++i) {
         const V d = v[i] - anchor - rough;
@@ -434,7 +440,8 @@ void ShortRows(const T* x, int64_t rows, int64_t stride, int64_t size, bool subt
         square += d * d;
       }
       left /= count;
-      square -= count * left * left;
+      const V lost = (square - square == 0) ? left : V{};  // an infinite square stays infinite
+      square -= count * lost * lost;
       square = (square < 0) ? V{} : square;
       const V from_anchor = rough + left;
       center = S::Rounded(anchor + from_anchor);
@@ -574,7 +581,7 @@ inline void StoreLanes(double* to, const Wide& v, int64_t count) {
 // of `before` earlier rows. `count` says how many lanes are there when less than one vector.
 //
 // One pass, relative to about the mean of four rows, and another where that lies more than two
-// deviations from the mean of a lane.
+// deviations from the mean of a lane, or the sums from it overflow.
 template <int kVectors, bool kPart, class T>
 void TileLanes(const T* x, int64_t rows, int64_t stride, int64_t count, int64_t before,
                double* mean, double* m2) {
@@ -609,10 +616,16 @@ void TileLanes(const T* x, int64_t rows, int64_t stride, int64_t count, int64_t 
       }
     }
     // With n left^2 = sum^2 / n and m2 = square - n left^2: far where left^2 > 4 m2 / n.
-    auto far = (sum[0] * sum[0] * share > most * square[0]);
-    for (int v = 1; v < kVectors; ++v) far |= (sum[v] * sum[v] * share > most * square[v]);
-    if (pass == 1 || !S::Any(far)) break;
-    for (int v = 0; v < kVectors; ++v) anchor[v] = S::Rounded(anchor[v] + sum[v] * share);
+    typename S::I far[kVectors], any = {};
+    for (int v = 0; v < kVectors; ++v) {
+      far[v] = (sum[v] * sum[v] * share > most * square[v]) | (sum[v] - sum[v] != 0);
+      any |= far[v];
+    }
+    if (pass == 1 || !S::Any(any)) break;
+    for (int v = 0; v < kVectors; ++v) {  // the others stay: no lane shows in another
+      const V nearer = (sum[v] - sum[v] == 0) ? S::Rounded(anchor[v] + sum[v] * share) : V{};
+      anchor[v] = far[v] ? nearer : anchor[v];
+    }
   }
   const double share_of_tile = static_cast<double>(rows) / (before + rows);
   const double both = before * share_of_tile;

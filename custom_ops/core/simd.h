@@ -299,12 +299,13 @@ struct Simd {
   static V Absolute(V v) { return Larger(v, -v); }
   // v to the nearest multiple of a power of 2 that is 1/32 to 1/16 of `spread` (or to v's own last
   // bit). Where x has few different values, x - v then has few bits, which sums keep; otherwise
-  // they would lose the same bits of v again and again.
+  // they would lose the same bits of v again and again. Where that overflows, v itself.
   static V Coarse(V v, V spread) {
     constexpr bool kFloat = sizeof(U) == 4;
     const I power = (I)spread & (I{} + (kFloat ? 0x7f800000 : 0x7ff0000000000000));
     const V shift = (V)power * static_cast<U>(kFloat ? 0x1.8p19 : 0x1.8p48);
-    return Rounded(v + shift) - shift;
+    const V coarse = Rounded(v + shift) - shift;
+    return (coarse - coarse == 0) ? coarse : v;
   }
   // Hides how v was made, so that v * w + z is not contracted: the product is rounded by itself.
   static V Rounded(V v) {

@@ -1,4 +1,5 @@
 // Every function of the core against reference.h.
+#include <cfloat>
 #include <map>
 
 #include "tests/cpp/reference.h"
@@ -197,6 +198,35 @@ TEST(FewValues) {
       o.center = false;
       const Outputs<float> got(Pool(), in, o);
       ExpectMatches(in, o, got, 2, true);
+    }
+  }
+}
+
+// Where the variance overflows, the mean does not: y is 0, as of the portable path. Where few
+// enough elements are squared in float32, it is right.
+TEST(Huge) {
+  for (const Geometry& k : AllGeometries()) {
+    if (k.count() < 16 || k.size() > 400000) continue;
+    const int64_t sample = k.s * k.channels() * k.t;
+    for (bool all : {true, false}) {
+      check::Context() =
+          std::string(all ? "huge " : "lowest number first ") + Name(k) + " " + Schedule(k);
+      Inputs<float> in(k, 0);
+      for (int64_t i = 0; i < k.size(); ++i) {
+        const bool first = i % sample % (k.d * k.t) == 0 && i % sample < k.channels() * k.t;
+        in.x[i] = all ? in.x[i] * 1e34f : first ? -FLT_MAX : in.x[i];
+      }
+      Options o;
+      o.gamma = o.beta = o.center = false;
+      const Outputs<float> got(Pool(), in, o);
+      const Reference want(in, o);
+      ExpectNear("mean", got.mean, want.mean, all ? 1e29 : 1e-5 * Largest(want.mean));
+      check::ExpectEach(
+          "y", got.y.size(),
+          [&](int64_t i) {
+            return got.y[i] == 0 || std::fabs(got.y[i] - want.y[i]) < 1e-5 * Largest(want.y);
+          },
+          [&](int64_t i) { return want.y[i]; }, [&](int64_t i) { return Value(got.y[i]); });
     }
   }
 }
