@@ -40,16 +40,22 @@ def changes(result: Result, before: Result, factor: float = FACTOR) -> list[Chan
     known = {(row.case, row.passes): row for row in before.rows}
     found = []
     for row in result.rows:
-        old = known.get((row.case, row.passes))
-        for name, ratio in RATIOS.items() if old else ():
-            pairs = [(ratio(old, s), ratio(row, s)) for s in STATISTICS]
-            if not all(a and b for a, b in pairs):
-                continue
+        for name, pairs in _ratios(row, known.get((row.case, row.passes))).items():
             factors = [now / then for then, now in pairs]
             if min(factors) > factor or max(factors) < 1 / factor:
                 least = min(factors) if min(factors) > 1 else max(factors)
                 found.append(Change(row, name, *pairs[0], least))
     return sorted(found, key=lambda change: -change.factor)
+
+
+def _ratios(row: Row, before: Row | None) -> dict[str, list[tuple[float, float]]]:
+    """Those that both have, before and now, by each of STATISTICS."""
+    found = {}
+    for name, ratio in RATIOS.items() if before else ():
+        pairs = [(ratio(before, s), ratio(row, s)) for s in STATISTICS]
+        if all(a and b for a, b in pairs):
+            found[name] = pairs
+    return found
 
 
 def previous(machine: dict, folder: Path = results.FOLDER) -> Path | None:
@@ -66,8 +72,8 @@ def report(result: Result, before: Result, factor: float = FACTOR) -> str:
     found = changes(result, before, factor)
     worse = [change.line for change in found if change.factor > 1]
     better = [change.line for change in found if change.factor < 1]
-    known = {(row.case, row.passes) for row in before.rows}
-    shared = sum((row.case, row.passes) in known for row in result.rows)
+    known = {(row.case, row.passes): row for row in before.rows}
+    shared = sum(bool(_ratios(row, known.get((row.case, row.passes)))) for row in result.rows)
     commit = before.machine.get("commit")
     return "\n".join(
         [

@@ -379,6 +379,9 @@ def test_compare_reports_ratios_and_no_times():
     assert "2026-01-31 (commit abcdef0), 1 rows in both" in text
     assert "worse: 2\n  GroupNormalization(32) 32x56x56x64 float32 forward+backward" in text
     assert text.endswith("better: 0")
+    now = kept(3.0)
+    now.rows[0].columns["ours"] = "RuntimeError: no library"  # nothing to compare is not "the same"
+    assert ", 0 rows in both" in compare.report(now, before)
 
 
 def test_compare_wants_medians_and_minima_to_agree():
