@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -441,6 +442,25 @@ def test_torch_wrong_kernel_makes_the_command_fail(tmp_path, monkeypatch, capsys
     assert f"FAILED: {item.title}: normalize: y is off by" in printed
     assert "1 checks, 1 failed" in printed
     assert results.read(path).failures[0]["problems"]
+
+
+def test_a_run_that_cannot_start_leaves_the_kept_one(tmp_path, monkeypatch, capsys):
+    """As where PyTorch or the library is missing: each stage's process ends at once."""
+    kept = tmp_path / f"{time.strftime('%Y-%m-%d')}-gpu.json"
+    kept.write_text("this morning's")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(
+        command.sanitize, "sanitize", lambda tool, seconds: {"title": tool, "skipped": "-"}
+    )
+    whole = command.stage
+
+    def ends(process, timeout):
+        return subprocess.CompletedProcess(process, 1)
+
+    monkeypatch.setattr(command, "stage", lambda *a: whole(*a, run=ends))
+    assert command.main([]) == 1
+    assert "nothing is kept" in capsys.readouterr().out
+    assert kept.read_text() == "this morning's"
 
 
 # Times, with a timer of its own ------------------------------------------------------------------

@@ -48,9 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     result = results.Result(machine, checks, sanitizer, times)
     print(table.text(result))
     path = options.json or results.FOLDER / f"{time.strftime('%Y-%m-%d')}-gpu.json"
-    if options.json or (options.all and not options.quick):
+    if options.json or (options.all and not options.quick and machine):
         results.write(result, path)
         print(f"kept: {path}")
+    elif not machine:  # a run of today that is kept stays
+        print("No part could start: nothing is kept.")
     print(f"{time.monotonic() - begin:.0f} seconds")
     return 1 if result.failures else 0
 
