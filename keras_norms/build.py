@@ -74,6 +74,7 @@ class Unit(NamedTuple):
     source: Path  # relative to the folder that holds custom_ops
     flags: tuple[str, ...]
     key: str
+    contents: bytes  # of the source and what it includes, when the key was made
     architecture: str | None = None  # of a GPU, for which NVRTC compiles; else the C++ compiler
 
     @property
@@ -107,6 +108,8 @@ def build(
     Returns: the library's path.
     Raises: BuildError, with the reason and its cure.
     """
+    if jobs is not None and jobs < 1:
+        raise BuildError(f"`jobs` must be at least 1. Received: {jobs}.")
     if sys.platform != "linux":
         raise BuildError(
             f"The compiled op is for Linux. Received: {sys.platform}. "
@@ -239,8 +242,9 @@ def _image_units(nvrtc: nvidia.Nvrtc) -> list[Unit]:
     for architecture in nvidia.ARCHITECTURES:
         flags = nvidia.options(architecture)
         key = hashlib.sha256("\0".join((nvrtc.version, *flags)).encode())
-        _add_contents(key, root, KERNELS)
-        units.append(Unit(KERNELS, flags, key.hexdigest()[:16], architecture))
+        contents = _contents(root, KERNELS)
+        key.update(contents)
+        units.append(Unit(KERNELS, flags, key.hexdigest()[:16], contents, architecture))
     return units
 
 
@@ -296,17 +300,19 @@ def _units(toolchain: Toolchain, compiler: Sequence[str], images: Path | None) -
             .replace(str(images and images.parent), "<objects>")
             .encode()
         )
-        _add_contents(key, root, source.relative_to(root))
-        units.append(Unit(source.relative_to(root), (*COMMON, *own), key.hexdigest()[:16]))
+        contents = _contents(root, source)
+        key.update(contents)
+        name = source.relative_to(root)
+        units.append(Unit(name, (*COMMON, *own), key.hexdigest()[:16], contents))
     if not units:
         raise BuildError(f"There are no C++ sources in {root}/custom_ops: reinstall keras-norms.")
     return units
 
 
-def _add_contents(key, root: Path, source: Path) -> None:
-    """A source and all that it includes, into a digest."""
-    for file in [root / source, *sorted(_included(root / source, root))]:
-        key.update(f"\0{file.relative_to(root)}\0".encode() + file.read_bytes())
+def _contents(root: Path, source: Path) -> bytes:
+    """A source and all that it includes, with their names."""
+    files = [root / source, *sorted(_included(root / source, root))]
+    return b"".join(f"\0{file.relative_to(root)}\0".encode() + file.read_bytes() for file in files)
 
 
 def _included(source: Path, root: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
@@ -391,6 +397,11 @@ def _compile_all(
                 if verbose:
                     report(shlex.join(command))
                 _run(command, f"Compiling {unit.source}")
+            if _contents(library.sources_dir().parent, unit.source) != unit.contents:
+                raise BuildError(
+                    f"{unit.source}, or what it includes, changed while it was compiled: "
+                    "build again."
+                )
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)

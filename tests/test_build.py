@@ -294,6 +294,29 @@ def test_a_build_that_fails_says_why_and_keeps_the_old_library(sources, tmp_path
 
 
 @needs_compiler
+def test_no_object_of_a_source_that_changes_meanwhile(sources, tmp_path, monkeypatch):
+    """It would be kept under the name of the contents before, and be taken for them."""
+    whole = build._run
+
+    def edit_then_compile(command, what):
+        if what.endswith("one.cc"):
+            (sources / "core" / "one.h").write_text("int One();  // edited\n")
+        whole(command, what)
+
+    monkeypatch.setattr(build, "_run", edit_then_compile)
+    with pytest.raises(build.BuildError, match=r"one\.cc, or what it includes, changed while"):
+        build.build(report=lambda line: None)
+    assert not list((tmp_path / "objects").glob("core-one-*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_jobs_are_at_least_one():
+    with pytest.raises(build.BuildError) as caught:
+        build.build(jobs=-1)
+    assert str(caught.value) == "`jobs` must be at least 1. Received: -1."
+
+
+@needs_compiler
 def test_a_library_with_undefined_symbols_is_not_linked(sources):
     (sources / "core" / "two.cc").write_text("int Three();\nint Two() { return Three(); }\n")
     (sources / "core" / "one.cc").write_text(
