@@ -51,9 +51,9 @@ def info() -> dict:
 
 @functools.cache
 def gpus() -> tuple[tuple[str, tuple[int, int]], ...]:
-    """Name and compute capability of the GPUs that TensorFlow sees."""
+    """Name and compute capability of the GPUs that TensorFlow sees: what is hidden is not there."""
     found = []
-    for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in tf.config.get_visible_devices("GPU"):
         details = tf.config.experimental.get_device_details(gpu)
         found.append(
             (details.get("device_name", gpu.name), details.get("compute_capability", (0, 0)))

@@ -1133,6 +1133,16 @@ def test_reason_for_what_is_no_tensor_of_floats(x, reason):
     assert room.unusable_here(x) == reason
 
 
+def test_gpus_are_those_that_are_visible(monkeypatch):
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    details = {"device_name": "H200", "compute_capability": (9, 0)}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [gpu])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    for visible, found in (([gpu], (("H200", (9, 0)),)), ([], ())):
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, v=visible: v)
+        assert room.gpus.__wrapped__() == found
+
+
 def test_masked_statistics_are_portable():
     layer = support.built(kn.BatchNormalization(), (5, 7, 6))
     mask = tf.ones((5, 7), bool)
