@@ -253,7 +253,7 @@ def _pack(images: Sequence[Path]) -> Path:
     content = nvidia.pack(
         dict(zip(nvidia.ARCHITECTURES, (i.read_bytes() for i in images), strict=True))
     )
-    folder = _objects_dir().absolute()
+    folder = _objects_dir()
     target = folder / f"cuda-images-{hashlib.sha256(content).hexdigest()[:16]}.bin"
     part = target.with_suffix(f".{os.getpid()}.part")
     part.write_bytes(content)
@@ -340,7 +340,7 @@ def _default_jobs() -> int:
 def _objects_dir() -> Path:
     """Where objects are kept: the checkout's build folder, else the cache."""
     if named := os.environ.get("KERAS_NORMS_OBJECTS"):
-        return Path(named)
+        return Path(named).absolute()  # compilers run in another folder
     root = library.sources_dir().parent
     if (root / ".git").exists() and os.access(root, os.W_OK):
         return root / "build" / "objects"

@@ -310,6 +310,14 @@ def test_no_object_of_a_source_that_changes_meanwhile(sources, tmp_path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
+@needs_compiler
+def test_objects_may_lie_in_a_folder_relative_to_this(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_NORMS_OBJECTS", "here")
+    build.build(report=lambda line: None)
+    assert len(list((tmp_path / "here").glob("*.o"))) == 3
+
+
 def test_jobs_are_at_least_one():
     with pytest.raises(build.BuildError) as caught:
         build.build(jobs=-1)
