@@ -87,7 +87,7 @@ class Unit(NamedTuple):
 def build(
     *,
     force: bool = False,
-    cuda: bool = False,
+    cuda: bool | None = None,
     verbose: bool = False,
     output: str | os.PathLike | None = None,
     jobs: int | None = None,
@@ -98,7 +98,7 @@ def build(
 
     Args:
         force: compile everything anew.
-        cuda: with CUDA kernels, which NVRTC compiles.
+        cuda: with CUDA kernels, which NVRTC compiles; None: as the library that is there.
         verbose: report each command.
         output: the library; default: `library.destination()`.
         jobs: compilers at a time; default: one a processor, at most 4, each with 1.5 GB of memory.
@@ -124,6 +124,8 @@ def build(
     output = Path(output) if output else library.destination()
     compiler = find_compiler()
     toolchain = find_tensorflow(python)
+    if cuda is None:
+        cuda = _has_cuda(output)
     fits = library.refusal(output, toolchain.version) is None
     if fits and not force and _is_as_wanted(output, cuda):
         report(f"{output} fits TensorFlow {toolchain.version}: nothing to do.")
@@ -175,9 +177,12 @@ def _find_nvrtc(tensorflow: Path) -> nvidia.Nvrtc:
     return nvrtc
 
 
-def _is_as_wanted(path: Path, cuda: bool) -> bool:
-    """Whether a library that fits has CUDA kernels where they are asked for."""
-    return not cuda or bool((library.read_record(path) or {}).get("cuda"))
+def _has_cuda(path: Path) -> bool:
+    return bool((library.read_record(path) or {}).get("cuda"))
+
+
+def _is_as_wanted(path: Path, cuda: bool | None) -> bool:
+    return cuda is None or cuda == _has_cuda(path)
 
 
 def find_compiler() -> list[str]:
@@ -477,7 +482,11 @@ def _link(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `keras-norms build`."""
-    parser.add_argument("--cuda", action="store_true", help="with kernels for GPUs (needs NVRTC)")
+    parser.add_argument(
+        "--cuda",
+        action=argparse.BooleanOptionalAction,
+        help="with kernels for GPUs, for which NVRTC is needed (default: as the library there is)",
+    )
     parser.add_argument("--force", action="store_true", help="compile everything anew")
     parser.add_argument("--jobs", type=int, metavar="N", help="compilers at a time")
     parser.add_argument("--output", metavar="FILE", help="the library (default: where it is found)")

@@ -182,7 +182,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         rows.append(("  built for", f"{said}, sources {record.get('sources')}"))
         rows.append(("  built by", f"{record.get('compiler')}, {record.get('machine')}"))
         rows.append(("  for CPUs", ", ".join(build.cpu_targets(record.get("machine")))))
-        rows.append(("  for GPUs", _cuda_kernels(record.get("cuda", []))))
+        rows.append(("  for GPUs", _cuda_kernels(record.get("cuda", []), state["gpus"])))
     rows.append(("CUDA driver", _driver(state)))
     rows.append(("GPU", _gpus(state)))
     if state["fused"]:
@@ -196,10 +196,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if state["fused"] else 1
 
 
-def _cuda_kernels(architectures: Sequence[str]) -> str:
+def _cuda_kernels(architectures: Sequence[str], gpus: Sequence) -> str:
     """As `sm_80, sm_90; newer ones by the PTX of compute_90`."""
     if not architectures:
-        return f"none. {cuda.CURE}"
+        return f"none. {cuda.CURE}" if gpus else "none"
     cubins = [a for a in architectures if a.startswith("sm_")]
     ptx = [a for a in architectures if a.startswith("compute_")]
     return "; ".join([", ".join(cubins), f"newer ones by the PTX of {', '.join(ptx)}"])

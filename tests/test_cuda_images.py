@@ -145,7 +145,9 @@ def test_a_library_is_built_anew_for_cuda(kernels, monkeypatch):
     assert compile_op(FakeNvrtc(), monkeypatch, cuda=True)[1] == cuda.ARCHITECTURES
     assert is_kept(compile_op(FakeNvrtc(), monkeypatch, cuda=True)[0])
     assert is_kept(compile_op(None, monkeypatch)[0])
-    assert compile_op(None, monkeypatch, force=True)[1] == ()
+    # What the library has is not lost when it is built anew.
+    assert compile_op(FakeNvrtc(), monkeypatch, force=True)[1] == cuda.ARCHITECTURES
+    assert compile_op(None, monkeypatch, cuda=False)[1] == ()
 
 
 def test_cuda_without_nvrtc(kernels, monkeypatch):
@@ -173,10 +175,11 @@ def test_sources_are_there():
 
 
 def test_doctor_names_the_architectures():
-    assert cli._cuda_kernels(cuda.ARCHITECTURES) == (
+    assert cli._cuda_kernels(cuda.ARCHITECTURES, []) == (
         "sm_75, sm_80, sm_86, sm_90; newer ones by the PTX of compute_90"
     )
-    assert cli._cuda_kernels([]) == f"none. {CURE}"
+    assert cli._cuda_kernels([], []) == "none"
+    assert cli._cuda_kernels([], [["H200", [9, 0]]]) == f"none. {CURE}"
 
 
 def test_doctor_names_the_gpus():

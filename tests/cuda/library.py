@@ -29,7 +29,7 @@ def main():
     parser.add_argument("images", type=Path)
     chosen = parser.parse_args()
     toolchain, compiler = build.find_tensorflow(), build.find_compiler()
-    nvrtc = build._find_nvrtc(True, Path(toolchain.directory))
+    nvrtc = build._find_nvrtc(Path(toolchain.directory))
     jobs = build._default_jobs()
     images = build.compile_images(nvrtc, jobs=jobs)
     chosen.images.parent.mkdir(parents=True, exist_ok=True)
