@@ -6,6 +6,7 @@ each generation of GPUs from Turing to Hopper, and PTX, which the driver compile
 Ada (8.9) runs that of sm_86: these kernels would use no instruction that it lacks.
 """
 
+import contextlib
 import ctypes
 import struct
 import sys
@@ -29,6 +30,18 @@ class CudaError(RuntimeError):
     """NVRTC fails; the message has its log."""
 
 
+@contextlib.contextmanager
+def _same_locale():
+    """NVRTC leaves the thread with the locale "C", in which Python takes all text for ASCII."""
+    use = ctypes.CDLL(None).uselocale
+    use.argtypes, use.restype = [ctypes.c_void_p], ctypes.c_void_p
+    before = use(None)
+    try:
+        yield
+    finally:
+        use(before)
+
+
 class Nvrtc:
     """A loaded NVRTC."""
 
@@ -49,7 +62,11 @@ class Nvrtc:
         texts = (ctypes.c_char_p * len(headers))(*headers.values())
         names = (ctypes.c_char_p * len(headers))(*(n.encode() for n in headers))
         create = (source, name.encode(), len(headers), texts, names)
-        self._call("nvrtcCreateProgram", ctypes.byref(program), *create)
+        with _same_locale():
+            self._call("nvrtcCreateProgram", ctypes.byref(program), *create)
+            return self._compiled(architecture, program)
+
+    def _compiled(self, architecture: str, program: ctypes.c_void_p) -> bytes:
         try:
             given = [option.encode() for option in options(architecture)]
             array = (ctypes.c_char_p * len(given))(*given)

@@ -1,5 +1,6 @@
 """CUDA kernels as images inside the library: chosen, packed, compiled, recorded, reported."""
 
+import locale
 import shutil
 import struct
 
@@ -61,6 +62,7 @@ def test_nvrtc_is_looked_for_in_its_package(tmp_path, monkeypatch):
 @pytest.mark.skipif(cuda.find_nvrtc() is None, reason="needs NVRTC: `make build-cuda`")
 def test_nvrtc_compiles():
     nvrtc = cuda.find_nvrtc()
+    before = locale.getencoding()
     source, headers = b'#include "a/b.h"\nextern "C" __global__ void k() { F(); }', {}
     with pytest.raises(cuda.CudaError, match=r"NVRTC_ERROR_COMPILATION\.\n[\s\S]*k\.cu.*a/b\.h"):
         nvrtc.compile("sm_90", "k.cu", source, headers)
@@ -69,6 +71,7 @@ def test_nvrtc_compiles():
     ptx = nvrtc.compile("compute_90", "k.cu", source, headers)
     assert b".entry k(" in ptx
     assert ptx.endswith(b"\0")
+    assert locale.getencoding() == before
 
 
 class FakeNvrtc(cuda.Nvrtc):
