@@ -517,8 +517,34 @@ FOUND = [
 ]
 
 
+def wrong(how):
+    """By kind, calls with that one thing wrong: however few are drawn, each kind is among them."""
+    right = {"sample_axes": 1, "before_axes": 1, "channel_axes": 1, "groups": 1, "epsilon": 1e-3}
+    right |= {"epsilon_low": 0.0, "has_gamma": True, "has_beta": True, "subtract_mean": True}
+    right["activation"] = "none"
+    inputs = {"x": (2, 3, 4), "gamma": (4,), "beta": (4,)}
+    types = dict.fromkeys(inputs, "float32")
+    assert is_right(Call("normalize", right, inputs, types, how))
+
+    def call(kind, shapes=inputs, dtypes=types, **attributes):
+        twists = [kind]
+        return Call("normalize", right | attributes, shapes, dtypes, how, twists=twists)
+
+    calls = [
+        call("axes whose sum overflows", **dict.fromkeys(list(right)[:3], 2**62)),
+        *(call(name, **{name: 7}) for name in list(right)[:4]),
+        call("epsilon", epsilon=math.nan),
+        call("activation", activation="tanh"),
+        call("flag", has_gamma=False),
+        call("shape of x", shapes=inputs | {"x": (2, 3, 5)}),
+        call("type of x", dtypes=types | {"x": "float64"}),
+        call("types of parameters", dtypes=types | {"gamma": "float64", "beta": "float64"}),
+    ]
+    return {call.twists[0]: call for call in calls}
+
+
 def fuzz(file, examples, how):
-    """Checks FOUND and that many calls more of each op."""
+    """Checks FOUND, what is `wrong`, and that many calls more of each op."""
     seen = set()
 
     def one(call):
@@ -536,6 +562,10 @@ def fuzz(file, examples, how):
     for call in FOUND:
         if call.how in how:
             one(call)
+    for mode in {*how} & {"eager", "graph"}:
+        for call in wrong(mode).values():
+            assert not is_right(call), call
+            check(call)
     limits = settings(
         max_examples=examples,
         deadline=None,
@@ -550,12 +580,11 @@ def fuzz(file, examples, how):
 
 if __name__ == "__main__":
     found = fuzz(sys.argv[1], int(sys.argv[2]), HOW) | fuzz(sys.argv[1], int(sys.argv[3]), ("xla",))
-    if int(sys.argv[2]) < 1000:  # few examples miss some kinds, others with each change of the code
-        sys.exit()
     # The strategy reaches every op right and wrong, every mode, and every kind of wrong.
     reached = [f for f in found if isinstance(f, tuple)]
     assert {(op, right) for op, _, right in reached} == {*itertools.product(INPUTS, (True, False))}
     assert {how for _, how, _ in reached} == {*HOW, "xla"}
-    kinds = {"axes whose sum overflows", "sample_axes", "before_axes", "channel_axes", "groups"}
-    kinds |= {"epsilon", "activation", "flag", "shape of x", "type of x", "types of parameters"}
-    assert kinds <= found, kinds - found
+    if (
+        int(sys.argv[2]) >= 1000
+    ):  # of few calls it depends on each change of the code which are drawn
+        assert {*wrong("eager")} <= found, {*wrong("eager")} - found
