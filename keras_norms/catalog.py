@@ -45,7 +45,6 @@ class Row:
         replicas: on several replicas, results are the "same" as on one, or each has statistics of
             its "own".
         inputs: how many tensors of `shape` a call takes, in a list if more than one.
-        lowering: how the converter to TFLite writes it; "portable": as it computes in `keras.ops`.
         form: "layer"; "wrapper", of another layer; "cell", of a recurrent layer. The example of a
             wrapper is of a Dense layer, that of a cell in an RNN layer.
     """
@@ -58,7 +57,6 @@ class Row:
     mask: str = "statistics"
     replicas: str = "same"
     inputs: int = 1
-    lowering: str = "portable"
     form: str = "layer"
 
     @property

@@ -1,4 +1,4 @@
-"""The `keras-norms` command: `doctor`, `list` and `build`.
+"""The `keras-norms` command: `doctor`, `list`, `build`, and those of `cli_tflite.py`.
 
 Imports neither Keras nor TensorFlow by itself, so that it speaks where those cannot be imported.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from keras_norms import build, cuda, library
+from keras_norms import build, cli_tflite, cuda, library
 
 # In a process of its own, since a broken TensorFlow or library may end the process it is in.
 _PROBE = """
@@ -275,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     builder = commands.add_parser("build", help=text, description=text)
     build.add_arguments(builder)
     builder.set_defaults(run=build.run)
+
+    cli_tflite.add_commands(commands)
 
     chosen = parser.parse_args(arguments)
     return chosen.run(chosen)

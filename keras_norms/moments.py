@@ -186,7 +186,7 @@ def merge(moments: Moments, axis: int, counts=None) -> Moments:
             any element all is 0.
     """
     center, residual, variance = moments
-    _, subtract, _, mean = arithmetic(variance.dtype)
+    _, subtract, multiply, mean = arithmetic(variance.dtype)
     if counts is not None:
         total = ops.sum(counts, axis=axis, keepdims=True)
         share = ops.cast(counts, variance.dtype) / ops.cast(ops.maximum(total, 1), variance.dtype)
@@ -197,7 +197,8 @@ def merge(moments: Moments, axis: int, counts=None) -> Moments:
     whole = sums.settled(ops.stop_gradient(mean(center, [axis])))
     offset = ops.stop_gradient(center - whole) + residual
     rest = mean(offset, [axis])
-    between = mean(ops.square(subtract(offset, rest)), [axis])
+    apart = subtract(offset, rest)
+    between = mean(multiply(apart, apart), [axis])  # LiteRT has no 16-bit squared difference
     return Moments(whole, rest, mean(variance, [axis]) + between)
 
 

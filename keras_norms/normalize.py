@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import os
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import keras
 from keras import activations, ops
@@ -51,8 +51,28 @@ def _checked(kernel: str) -> str:
     return kernel
 
 
+class Writer(Protocol):
+    """Who writes the norms of a graph in a form of its own, in the place of the two paths.
+
+    It is asked for a `geometry` of which x already has the order, without masks and activations.
+    """
+
+    def active(self) -> bool:
+        """Whether what is computed now is what it writes."""
+
+    def normalize(self, x, geometry, gamma, beta, epsilon, subtract_mean):
+        """y of `normalize`."""
+
+    def moments(self, x, geometry, subtract_mean) -> Moments:
+        """As `moments`; the residual is 0."""
+
+    def scale_shift(self, x, geometry, center, scale, shift):
+        """As `scale_shift`; a center or shift that is None is 0."""
+
+
 _kernel = _checked(os.environ.get("KERAS_NORMS_KERNEL", "auto"))
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("kernel", default=None)
+_writer: contextvars.ContextVar[Writer | None] = contextvars.ContextVar("writer", default=None)
 
 
 def set_kernel(kernel: str) -> None:
@@ -109,6 +129,11 @@ def normalize(
         mask = expand_mask(mask, x.shape, geometry)
     gamma, beta = (_parameter(p, x, geometry, n) for p, n in ((gamma, "gamma"), (beta, "beta")))
     x = _transpose(x, geometry.order)
+    writer = _writer_here() if mask is None else None
+    if writer is not None:
+        y = writer.normalize(x, geometry, gamma, beta, epsilon, subtract_mean)
+        y = y if activation is None else activation(y)
+        return Normalized(_transpose_back(y, geometry.order), None, None)
     if mask is None and _runs_fused(x):
         within, after = _activations(activation)
         y, mean, variance = fused.normalize(
@@ -133,6 +158,9 @@ def moments(x, geometry: Geometry, *, subtract_mean=True, mask=None) -> Moments:
     if mask is not None:
         mask = expand_mask(mask, x.shape, geometry)
     x = _transpose(x, geometry.order)
+    writer = _writer_here() if mask is None else None
+    if writer is not None:
+        return writer.moments(x, geometry, subtract_mean)
     if mask is None and _runs_fused(x):
         mean, residual, variance = fused.moments(x, geometry, subtract_mean)
         center = ops.stop_gradient(mean)
@@ -162,6 +190,8 @@ def normalize_by(
         epsilon: float, or a tensor that broadcasts against the variance.
         correction: r and d in `y = ((x - mean) / sqrt(variance + epsilon) * r + d) * gamma + beta`.
     """
+    if found.residual is not None and _writer_here() is not None:  # one number holds the mean
+        found = Moments(found.center + found.residual, None, found.variance)
     scale = ops.rsqrt(found.variance + epsilon)
     shift = None if found.residual is None else -found.residual * scale
     if correction is not None:
@@ -189,6 +219,10 @@ def scale_shift(x, geometry: Geometry, *, center=None, scale, shift=None, activa
     """
     x = _transpose(x, geometry.order)
     coefficients = [None if c is None else ops.cast(c, _wide(x)) for c in (center, scale, shift)]
+    writer = _writer_here()
+    if writer is not None:
+        y = writer.scale_shift(x, geometry, *coefficients)
+        return _transpose_back(y if activation is None else activation(y), geometry.order)
     if _runs_fused(x):
         within, after = _activations(activation)
         y = after(fused.scale_shift(x, geometry, *coefficients, within))
@@ -225,7 +259,7 @@ def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask, activation
 
 
 def _portable_scale_shift(x, geometry, center, scale, shift, activation):
-    center, scale, shift = (_expand(c, geometry, geometry.samples) for c in (center, scale, shift))
+    center, scale, shift = (along_channels(c, geometry) for c in (center, scale, shift))
     y = ops.copy(ops.cast(x, _wide(x)))  # as in `moments.centre`
     y = sums.multiply(y if center is None else sums.subtract(y, center), scale)
     y = y if shift is None else sums.add(y, shift)
@@ -235,6 +269,21 @@ def _portable_scale_shift(x, geometry, center, scale, shift, activation):
 def exact_gradients():
     """Ours, which are exact for long sums; the backend's own in a graph written to a file."""
     return sums.plain_gradients() if fused.exporting() else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def written_by(writer: Writer):
+    """Within it, `writer` has its say in every norm."""
+    token = _writer.set(writer)
+    try:
+        yield
+    finally:
+        _writer.reset(token)
+
+
+def _writer_here() -> Writer | None:
+    writer = _writer.get()
+    return writer if writer is not None and writer.active() else None
 
 
 def _runs_fused(x) -> bool:
@@ -263,6 +312,11 @@ def _parameter(parameter, x, geometry, name):
             f"{tuple(parameter.shape)}, channel sizes={sizes}, input shape={tuple(x.shape)}."
         )
     return parameter
+
+
+def along_channels(coefficient, geometry: Geometry):
+    """A coefficient shaped sample axes + channel axes, to axes that broadcast against x."""
+    return _expand(coefficient, geometry, geometry.samples)
 
 
 def _expand(p, geometry, samples=0):

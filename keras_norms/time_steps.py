@@ -54,7 +54,6 @@ class PerTimeStep(MovingNormalization):
         begins: bool, whether this may be the first call of a sequence.
     """
 
-    lowering = "portable"  # as in the catalog, where the classes made of this one are not
     time_steps = 1
 
     def add_moving(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:

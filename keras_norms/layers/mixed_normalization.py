@@ -128,7 +128,9 @@ class MixedNormalization(MovingNormalization):
 
     def _epsilon(self, variance: Any) -> Any:
         """Where epsilon is 0, and x its own mean, any other: the difference is 0, not undefined."""
-        return self.epsilon or ops.cast(ops.equal(variance, 0), variance.dtype)
+        if isinstance(self.epsilon, int | float) and self.epsilon == 0:
+            return ops.cast(ops.equal(variance, 0), variance.dtype)
+        return self.epsilon
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mix": self.mix, "instance_share": self.instance_share}

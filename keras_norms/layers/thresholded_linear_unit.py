@@ -128,13 +128,16 @@ class ThresholdedLinearUnit(ChannelLayer):
 
     def call(self, inputs: Any) -> Any:
         x = ops.copy(wide(as_floats(inputs, self.compute_dtype)))  # as in `moments.centre`
-        with exact_gradients():
-            line = (
-                sums.multiply(x, self._along(self.alpha, x)) if self.affine else ops.zeros_like(x)
-            )
-            line = sums.add(line, self._along(self.tau, x))
+        line = self.line(x)
         above = ops.logical_or(x >= line, ops.isnan(x))  # max that keeps a NaN of x and of tau
         return self.finished(ops.where(above, x, line))
+
+    def line(self, x: Any) -> Any:
+        """`alpha * x + tau`, below which x is cut off."""
+        with exact_gradients():
+            if not self.affine:
+                return sums.add(ops.zeros_like(x), self._along(self.tau, x))
+            return sums.add(sums.multiply(x, self._along(self.alpha, x)), self._along(self.tau, x))
 
     def _along(self, parameter: Any, x: Any) -> Any:
         parameter = ops.cast(parameter, x.dtype)

@@ -2,20 +2,42 @@
 
 The rooms, in the order a model passes through them:
 
+    load.py        a model from a file
+    sources.py     what is converted: a Keras model, or a SavedModel as it is
     signature.py   the model's inputs, with every size fixed
-    lowering.py    which of our layers can be written, and in which form
-    quantize.py    the numbers' format; for now everything is written in float32
+    layers.py      how its norm layers are called for a file, Keras' as ours
+    marks.py       where they begin and end in the trace
     writer.py      TensorFlow's converter
-    contents.py    what stands in a file: its operations and its tensors' ranks
-    verify.py      the file run by LiteRT, beside the model run by Keras
+    lowering.py    which form each norm takes, by target: the table and the pass over the file
+      fold.py        into the weights around it
+      forms.py       into LiteRT's operators, written by builder.py
+    checks.py      what a file must not hold
+    quantize.py    the numbers' format
+    verify.py      the file run by runtimes.py, beside the model run by Keras
+    metadata.py    what the file says of itself
     report.py      what a person or a program reads at the end
 
-`convert.py` leads through them.
+`convert.py` leads through them; graph.py is the file as all of them see it. Beside it stand
+`inspection.py`, which reads a file, and `compare.py`, which runs two.
 """
 
+from keras_norms.tflite.compare import Comparison, Timing, bench, compare
 from keras_norms.tflite.convert import convert
 from keras_norms.tflite.errors import ConversionError
+from keras_norms.tflite.inspection import Inspection, inspect
 from keras_norms.tflite.report import Report
-from keras_norms.tflite.verify import run
+from keras_norms.tflite.runtimes import Runtime, run
 
-__all__ = ["ConversionError", "Report", "convert", "run"]
+__all__ = [
+    "Comparison",
+    "ConversionError",
+    "Inspection",
+    "Report",
+    "Runtime",
+    "Timing",
+    "bench",
+    "compare",
+    "convert",
+    "inspect",
+    "run",
+]

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from keras_norms.tflite.graph import File
+
 # They keep a state between runs: the converter left a variable or a table that it should have
 # turned into constants, and such a file gives NaN or runs on few devices.
 STATEFUL = {
@@ -32,25 +34,13 @@ class Contents:
 
 def contents(content: bytes) -> Contents:
     """Reads the bytes of a `.tflite` file."""
-    from tensorflow.lite.python import schema_py_generated as schema
+    return contents_of(File(content))
 
-    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
-    model = schema.Model.GetRootAs(content, 0)
-    codes, custom = [], set()
-    for k in range(model.OperatorCodesLength()):
-        code = model.OperatorCodes(k)
-        # Files by old writers have only the deprecated one-byte code.
-        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        if number == schema.BuiltinOperator.CUSTOM:
-            codes.append((code.CustomCode() or b"CUSTOM").decode(errors="replace"))
-            custom.add(codes[-1])
-        else:
-            codes.append(names.get(number, f"BUILTIN_{number}"))
-    ops: Counter[str] = Counter()
-    above_4 = 0
-    for k in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(k)
-        ops.update(codes[graph.Operators(j).OpcodeIndex()] for j in range(graph.OperatorsLength()))
-        above_4 += sum(graph.Tensors(j).ShapeLength() > 4 for j in range(graph.TensorsLength()))
+
+def contents_of(file: File) -> Contents:
+    operators = [op for graph in file.graphs for op in graph.operators]
+    ops = Counter(map(file.op_name, operators))
+    custom = {file.op_name(op) for op in operators if file.is_custom(op)}
+    above_4 = sum(len(g.shape(t)) > 4 for g in file.graphs for t in range(len(g.raw.tensors)))
     by_count = dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
     return Contents(by_count, above_4, tuple(sorted(custom)))

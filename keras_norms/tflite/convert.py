@@ -8,119 +8,189 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_norms import files, normalize
-from keras_norms.tflite import lowering, quantize, writer
+from keras_norms import files, library
+from keras_norms.tflite import custom_op as kernel
+from keras_norms.tflite import lowering, progress
+from keras_norms.tflite import metadata as notes
+from keras_norms.tflite import quantize as quantization
+from keras_norms.tflite import samples as sampling
 from keras_norms.tflite import verify as verification
+from keras_norms.tflite.checks import refuse
 from keras_norms.tflite.contents import contents
+from keras_norms.tflite.load import load
 from keras_norms.tflite.report import Report
-from keras_norms.tflite.signature import signature
+from keras_norms.tflite.runtimes import in_batches, litert
+from keras_norms.tflite.sources import source_of
+
+QUANTIZE = (None, "float16", "dynamic", "int8", "int16x8")
+NORMS = ("auto", "float", "quantized")
 
 
 def convert(
-    model: keras.Model,
+    model: keras.Model | str | os.PathLike,
     path: str | os.PathLike,
     *,
-    batch_size: int = 1,
+    target: str = "any",
+    quantize: str | None = None,
+    representative_data: Any = None,
+    norms: str = "auto",
+    batch_size: int | None = 1,
     input_shapes: Any = None,
+    custom_op: bool = False,
     verify: bool = True,
     data: Any = None,
     tolerance: float = 1e-5,
+    metadata: bool = True,
 ) -> Report:
-    """Writes a model's inference as a `.tflite` file, runs the file in LiteRT and compares the two.
+    """Writes a model's inference as a `.tflite` file, runs the file and compares the two.
 
-    The file holds float32 numbers, fixed shapes and built-in operations only. It is put at `path`
-    when it has proved right: before, or if anything fails, `path` is as it was. The model, its
-    weights and the kernel in use are left as they are.
+    Every norm, ours or Keras', is written in the form its target needs, or is taken into the
+    weights of the layer before or after it where that is exact. The file is put at `path` when it
+    has proved right: before, or if anything fails, `path` is as it was. The model, its weights and
+    the kernel in use are left as they are. Converting twice gives the same bytes.
 
     Args:
-        model: a built Keras model with one argument (any structure of tensors), of any kind.
+        model: a built Keras model with one argument (any structure of tensors), of any kind, or the
+            path of a saved one: `.keras`, `.h5`, or a SavedModel folder, which has lost its layers
+            and is converted as it is. Code in a file (a Lambda layer) is not run.
         path: ends in `.tflite`; an older file is replaced.
-        batch_size: int > 0, the samples that one run of the file takes.
+        target: what runs the file. "cpu": the fastest form there; "gpu", "npu": right in 16-bit
+            floats, for any size of the input; "any": right everywhere, and fast.
+        quantize: None: float32. "float16": weights of 16 bits. "dynamic": weights of 8 bits.
+            "int8": weights and activations of 8 bits; "int16x8": activations of 16 bits. Inputs and
+            outputs stay float32. It outranks `target`.
+        representative_data: for "int8" and "int16x8", samples as in use (100 or more): arrays as
+            `data`, a generator function, an iterable or a tf.data.Dataset of inputs.
+        norms: for those two, what the norms compute in. "auto": each in floats where 8 bits would
+            cost it more than 3 dB; "float", "quantized": all of them.
+        batch_size: int > 0, the samples that one run of the file takes; None leaves it open, which
+            costs operations and speed and is refused for "int8" and "int16x8".
         input_shapes: sizes without the batch, for models that leave some open: a tuple, or a list
-            or a dict by input name of tuples.
+            or a dict by input name of tuples. A size given as None stays open.
+        custom_op: whether each norm is one node `KerasNorms>Normalize`, which runs where its
+            kernel is registered (`keras_norms.tflite.custom_op`).
         verify: whether to run the file. It needs LiteRT: `pip install "keras-norms[tflite]"`.
         data: `(samples, ...)`, samples to compare on, given as `input_shapes` is. Their number is
-            a multiple of `batch_size`. Without it 8 samples of noise are made.
-        tolerance: float > 0, the difference allowed between LiteRT and Keras, relative to the
-            largest value of an output.
+            a multiple of `batch_size`. Without it the first of `representative_data`, or noise.
+        tolerance: float > 0, for float32 files: the difference allowed between LiteRT and Keras,
+            relative to the largest value of an output. With `quantize` the report has it in dB.
+        metadata: whether the file says how it was made and holds a sample with Keras' outputs.
 
     Returns: a `Report`; print it.
     Raises:
         TypeError, ValueError: if an argument is wrong.
-        ConversionError: a ValueError, if the model needs operations that are not built into LiteRT
-            or keep a state, holds a layer derived from ours, or if the outputs disagree or are not
-            finite.
+        ConversionError: a ValueError, if the model cannot be loaded, needs operations that are not
+            built into LiteRT or keep a state, holds a layer derived from ours, cannot be quantized,
+            or if the outputs disagree or are not finite.
         ImportError: if LiteRT is missing.
     """
-    target = _check(model, path, batch_size, verify, data, tolerance)
-    inputs = signature(model, batch_size=batch_size, input_shapes=input_shapes)
+    destination = _check(
+        path, target, quantize, norms, batch_size, custom_op, verify, data, tolerance, metadata
+    )
+    progress.say("loading the model")
+    source = source_of(load(model), batch_size, input_shapes)
+    inputs = source.inputs
+    static = quantize in quantization.STATIC
+    if verify or static:
+        litert()
+    if static != (representative_data is not None):
+        raise ValueError(
+            f"`representative_data` is what quantize={quantize!r} "
+            + ("measures the ranges of numbers on. Received: none" if static else "has no use for.")
+        )
+    batches = sampling.batches(representative_data, inputs.inputs) if static else None
+    delegates = [kernel.delegate()] if custom_op and verify else []
+    progress.say("converting the model")
+    content, found = source.written(target, quantize, custom_op)
+    refuse(content, found, custom_op=custom_op, dynamic=inputs.dynamic)
+    result = None
+    if quantize is not None:
+        progress.say(f"writing {quantize} numbers")
+        own = [norm for norm in found if norm.nodes]
+        result = quantization.quantize(content, quantize, norms=own, samples=batches, keep=norms)
+        content = result.content
+    progress.say("running the model in Keras")
+    samples = _samples(data, inputs, batches)
+    want = in_batches(source.reference, samples, inputs.batch)
+    agreements = []
     if verify:
-        verification.litert()
-        samples = verification.generate(inputs.inputs) if data is None else inputs.arrays(data)
-    layers = lowering.forms(model)
-    with quantize.float32(model), files.replacing(target) as temporary:
-        with normalize.portable():
-            content = writer.write(model, inputs)
-        found = contents(content)
-        writer.refuse(found)
+        allowed = tolerance if quantize is None else None
+        agreements = verification.verified(content, want, samples, allowed, delegates)
+    if metadata:
+        first = {name: array[: inputs.batch] for name, array in samples.items()}
+        said = {
+            notes.CONVERSION: {
+                "keras_norms": library.VERSION,
+                "target": target,
+                "quantize": quantize,
+                "norms": {norm.path: norm.form for norm in found},
+            },
+            notes.TEST_VECTORS: notes.test_vectors(
+                first, {name: array[: inputs.batch] for name, array in want.items()}
+            ),
+        }
+        content = notes.written(content, {name: v for name, v in said.items() if v is not None})
+    with files.replacing(destination) as temporary:
         temporary.write_bytes(content)
-        result: dict[str, Any] = {}
-        if verify:
-            agreement = _verify(model, inputs, temporary, samples, tolerance)
-            result = {
-                "max_error": agreement.max_error,
-                "max_output": agreement.max_output,
-                "tolerance": tolerance,
-                "samples": len(next(iter(samples.values()))),
-                "runtime": verification.runtime(),
-            }
     return Report(
-        path=str(target),
+        path=str(destination),
         size=len(content),
-        ops=found.ops,
-        rank_above_4=found.rank_above_4,
-        layers=layers,
-        verified=verify,
-        **result,
+        target=target,
+        quantize=quantize,
+        ops=contents(content).ops,
+        rank_above_4=contents(content).rank_above_4,
+        norms=tuple(found),
+        agreements=tuple(agreements),
+        tolerance=tolerance if quantize is None else None,
+        samples=len(next(iter(samples.values()))) if verify else None,
+        notes=(*source.notes, *(result.warnings if result else ())),
+        choices=result.norms if result else (),
+        distances=result.distances if result else (),
     )
 
 
-def _check(model, path, batch_size, verify, data, tolerance) -> Path:
+def _samples(data: Any, inputs: Any, batches: Any) -> dict[str, np.ndarray]:
+    """What the file is compared on."""
+    if data is not None:
+        return inputs.arrays(data)
+    if batches is None:
+        return verification.generate(inputs.inputs)
+    enough = -(-verification.SAMPLES // inputs.batch)
+    return {
+        name: np.concatenate([batch[name] for batch in batches[:enough]]) for name in batches[0]
+    }
+
+
+def _check(
+    path, target, quantize, norms, batch_size, custom_op, verify, data, tolerance, metadata
+) -> Path:
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             "The converter needs Keras on TensorFlow (set KERAS_BACKEND=tensorflow and load the "
             f"saved model there). Received: the backend {keras.backend.backend()!r}"
         )
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: {model!r}")
-    if not model.built:
-        raise ValueError(
-            "`model` must be built: call it once on data, or give it a keras.Input. "
-            f"Received: {model.name!r}, which is not"
-        )
     path = files.destination(path)
     if path.suffix != ".tflite" or path.is_dir():
         raise ValueError(f"`path` must name a file ending in '.tflite'. Received: {str(path)!r}")
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1 or batch_size is True:
-        raise ValueError(f"`batch_size` must be an integer above 0. Received: {batch_size!r}")
-    if not isinstance(verify, bool):
-        raise TypeError(f"`verify` must be True or False. Received: {verify!r}")
+    for name, value, known in (
+        ("target", target, lowering.TARGETS),
+        ("quantize", quantize, QUANTIZE),
+        ("norms", norms, NORMS),
+    ):
+        if value not in known:
+            raise ValueError(f"`{name}` must be one of {known}. Received: {value!r}")
+    if batch_size is not None and (
+        not isinstance(batch_size, int | np.integer) or batch_size < 1 or batch_size is True
+    ):
+        raise ValueError(
+            f"`batch_size` must be an integer above 0, or None. Received: {batch_size!r}"
+        )
+    for name, value in (("verify", verify), ("custom_op", custom_op), ("metadata", metadata)):
+        if not isinstance(value, bool):
+            raise TypeError(f"`{name}` must be True or False. Received: {value!r}")
     if data is not None and not verify:
         raise ValueError("`data` is what the file is compared on. Received: data and verify=False")
     number = isinstance(tolerance, int | float | np.number) and not isinstance(tolerance, bool)
     if not (number and 0 < tolerance < math.inf):
         raise ValueError(f"`tolerance` must be a number above 0. Received: {tolerance!r}")
     return path
-
-
-def _verify(model, inputs, path, samples, tolerance):
-    def reference(batch):
-        tensors = [keras.ops.convert_to_tensor(batch[i.name]) for i in inputs.inputs]
-        outputs = writer.named(model(inputs.pack(tensors), training=False))
-        return {name: keras.ops.convert_to_numpy(tensor) for name, tensor in outputs.items()}
-
-    want = verification.in_batches(reference, samples, inputs.inputs[0].shape[0])
-    got = verification.run(path, samples)
-    if not isinstance(got, dict):
-        got = dict.fromkeys(want, got)
-    return verification.compare(want, got, tolerance=tolerance)

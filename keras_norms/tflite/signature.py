@@ -1,4 +1,4 @@
-"""A model's inputs, with every size fixed: mobile runtimes are at their best on static shapes."""
+"""A model's inputs, with every size fixed unless it is asked for: static shapes run best."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 @dataclass(frozen=True)
 class Input:
     name: str
-    shape: tuple[int, ...]  # with the batch
+    shape: tuple[int | None, ...]  # with the batch; None where the file takes any size
     dtype: str
 
 
@@ -19,6 +19,15 @@ class Input:
 class Signature:
     inputs: tuple[Input, ...]
     structure: Any  # nested as the model takes them
+
+    @property
+    def batch(self) -> int:
+        """The samples of one run; one at a time where the file takes any number."""
+        return self.inputs[0].shape[0] or 1
+
+    @property
+    def dynamic(self) -> bool:
+        return any(None in i.shape for i in self.inputs)
 
     def pack(self, tensors: Sequence) -> Any:
         """The tensors, one an input, nested as the model takes them."""
@@ -31,10 +40,10 @@ class Signature:
         """
         values = per_input(data, [i.name for i in self.inputs], "data", one=is_array)
         arrays = {i.name: np.asarray(values[i.name]).astype(i.dtype) for i in self.inputs}
-        batch = self.inputs[0].shape[0]
+        batch = self.batch
         counts = {len(a) if a.ndim else 0 for a in arrays.values()}
         for i in self.inputs:
-            if arrays[i.name].shape[1:] != i.shape[1:]:
+            if not fits(arrays[i.name].shape[1:], i.shape[1:]):
                 raise ValueError(
                     f"`data` must hold samples of shape {i.shape[1:]} for the input {i.name!r}. "
                     f"Received: an array of shape {arrays[i.name].shape}"
@@ -47,13 +56,20 @@ class Signature:
         return arrays
 
 
-def signature(model: keras.Model, *, batch_size: int, input_shapes: Any = None) -> Signature:
+def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Whether a shape is as wanted; None is any size."""
+    pairs = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(b in (None, a) for a, b in pairs)
+
+
+def signature(model: keras.Model, *, batch_size: int | None, input_shapes: Any = None) -> Signature:
     """Fixes the sizes of a built model's inputs.
 
     Args:
-        batch_size: int > 0, the samples of one run.
+        batch_size: int > 0, the samples of one run, or None: any number.
         input_shapes: sizes without the batch, where the model leaves some open: a tuple for one
-            input; for several a list in the order of `model.inputs`, or a dict by input name.
+            input; for several a list in the order of `model.inputs`, or a dict by input name. A
+            size given as None stays open.
 
     Raises: ValueError, if a size stays unknown or disagrees with the model.
     """
@@ -70,13 +86,15 @@ def signature(model: keras.Model, *, batch_size: int, input_shapes: Any = None) 
         shape = known if given is None else tuple(given[name])
         if functional:  # else all sizes are those of a first call
             _check_agreement(name, known, shape)
-        _check_known(name, shape)
+        if given is None:
+            _check_known(name, shape)
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if keras.backend.is_float_dtype(dtype):
             dtype = "float32"
         if dtype == "string":
             raise ValueError(f"Inputs must be numbers. Received: {name!r} of dtype 'string'")
-        inputs.append(Input(name, (batch_size, *map(int, shape)), dtype))
+        sizes = (None if size is None else int(size) for size in shape)
+        inputs.append(Input(name, (batch_size, *sizes), dtype))
     return Signature(tuple(inputs), structure)
 
 
@@ -147,8 +165,7 @@ def _names(tensors: list) -> list[str]:
 
 
 def _check_agreement(name: str, known: tuple, shape: tuple) -> None:
-    pairs = zip(known, shape, strict=False)
-    if len(known) != len(shape) or any(k not in (None, size) for k, size in pairs):
+    if not fits(shape, known) or any(size is not None and size < 1 for size in shape):
         raise ValueError(
             f"`input_shapes` must agree with the model, whose input {name!r} has shape {known} "
             f"without the batch. Received: {shape}"
@@ -159,7 +176,8 @@ def _check_known(name: str, shape: tuple) -> None:
     if not all(size is not None and size > 0 for size in shape):
         raise ValueError(
             f"Every size must be known and above 0. Received: {shape} for the input {name!r}. Pass "
-            "`input_shapes` (without the batch), as in `input_shapes=(224, 224, 3)`."
+            "`input_shapes` (without the batch), as in `input_shapes=(224, 224, 3)`; a size given "
+            "there as None stays open, which costs operations and speed."
         )
 
 

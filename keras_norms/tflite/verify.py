@@ -1,70 +1,39 @@
-"""Runs a `.tflite` file in LiteRT and compares it with the model. That it loads proves nothing."""
+"""Runs a written file and compares it with the model. That it loads proves nothing."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
+from keras_norms.tflite import progress
 from keras_norms.tflite.errors import ConversionError
-from keras_norms.tflite.signature import Input, is_array, per_input
+from keras_norms.tflite.runtimes import RUNTIMES, run_content
+from keras_norms.tflite.signature import Input
 
 SAMPLES = 8
+OPEN = 32  # what an open size is in samples that are made up
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the output that agrees worst: its largest difference, and its largest value in Keras."""
+    """One runtime's result beside Keras'.
 
+    Attributes:
+        runtime: what ran the file.
+        max_error: largest difference, in the output that agrees worst.
+        max_output: largest value of that output in Keras.
+        sqnr: of that output, in dB: its power over that of the difference; None if there is none.
+    """
+
+    runtime: str
     max_error: float
     max_output: float
+    sqnr: float | None
 
-
-def run(path: str | os.PathLike, data: Any) -> Any:
-    """Runs a `.tflite` file in LiteRT on any number of samples.
-
-    Args:
-        path: the file.
-        data: `(samples, ...)`, an array for a file of one input, else a dict by input name. The
-            number of samples is a multiple of the batch size that the file was written with.
-
-    Returns: `(samples, ...)`, an array from a file of one output, else a dict by output name.
-    Raises: ValueError, if the samples do not fit the file.
-    """
-    runner = litert()(model_path=os.fspath(path)).get_signature_runner()
-    details = runner.get_input_details()
-    arrays = per_input(data, list(details), "data", one=is_array)
-    arrays = {n: np.asarray(a).astype(details[n]["dtype"]) for n, a in arrays.items()}
-    batches = set()
-    for name, array in arrays.items():
-        batch, *rest = details[name]["shape"].tolist()
-        batches.add((batch, len(array) if array.ndim else 0))
-        if array.ndim == 0 or list(array.shape[1:]) != rest:
-            raise ValueError(
-                f"`data` must hold samples of shape {tuple(rest)} for the input {name!r}. "
-                f"Received: an array of shape {array.shape}"
-            )
-    (batch, samples), *others = batches
-    if others or not samples or samples % batch:
-        raise ValueError(
-            f"`data` must hold the same number of samples for every input, a multiple of {batch}. "
-            f"Received: { {n: len(a) for n, a in arrays.items()} }"
-        )
-    outputs = in_batches(lambda b: runner(**b), arrays, batch)
-    return outputs if len(outputs) > 1 else next(iter(outputs.values()))
-
-
-def in_batches(
-    function: Callable[[dict], dict], arrays: dict[str, np.ndarray], batch: int
-) -> dict[str, np.ndarray]:
-    """Applies a function of one batch to all samples and joins what it gives."""
-    samples = len(next(iter(arrays.values())))
-    parts = [
-        function({n: a[k : k + batch] for n, a in arrays.items()}) for k in range(0, samples, batch)
-    ]
-    return {n: np.concatenate([np.atleast_1d(part[n]) for part in parts]) for n in parts[0]}
+    @property
+    def ratio(self) -> float:
+        return self.max_error / (self.max_output or 1)
 
 
 def generate(inputs: tuple[Input, ...]) -> dict[str, np.ndarray]:
@@ -75,21 +44,49 @@ def generate(inputs: tuple[Input, ...]) -> dict[str, np.ndarray]:
     random = np.random.default_rng(20)
     arrays = {}
     for i in inputs:
-        shape = (-(-SAMPLES // i.shape[0]) * i.shape[0], *i.shape[1:])
+        batch, *rest = (OPEN if k and size is None else size or 1 for k, size in enumerate(i.shape))
+        shape = (-(-SAMPLES // batch) * batch, *rest)
         whole = not i.dtype.startswith("float")
         values = random.integers(0, 2, shape) if whole else random.standard_normal(shape)
         arrays[i.name] = values.astype(i.dtype)
     return arrays
 
 
+def verified(
+    content: bytes,
+    want: dict[str, np.ndarray],
+    samples: dict[str, np.ndarray],
+    tolerance: float | None,
+    delegates: Sequence[Any] = (),
+) -> list[Agreement]:
+    """Runs the file in every runtime of this machine.
+
+    Raises: ConversionError, as `compare`.
+    """
+    found = []
+    for runtime in RUNTIMES:
+        progress.say(f"running the file in {runtime}")
+        got = run_content(content, samples, runtime, delegates)
+        found.append(compare(str(runtime), want, got, tolerance))
+    return found
+
+
 def compare(
-    want: dict[str, np.ndarray], got: dict[str, np.ndarray], *, tolerance: float
+    runtime: str,
+    want: dict[str, np.ndarray],
+    got: dict[str, np.ndarray],
+    tolerance: float | None,
 ) -> Agreement:
     """Compares the outputs of Keras and LiteRT, each relative to its own largest value.
+
+    Args:
+        tolerance: None allows any difference.
 
     Raises: ConversionError, if one differs by more than `tolerance` times that, or is not finite.
     """
     agreements = []
+    if len(got) == len(want) == 1:
+        got = dict.fromkeys(want, next(iter(got.values())))
     for name, reference in want.items():
         reference = reference.astype("float64")
         if got[name].shape != reference.shape:
@@ -105,29 +102,17 @@ def compare(
                     "are NaN or infinite, so nothing shows that the file is right. No file was "
                     "written. (Other samples can be given as `data`.)"
                 )
-        error = float(np.max(np.abs(got[name].astype("float64") - reference), initial=0))
+        difference = got[name].astype("float64") - reference
+        error = float(np.max(np.abs(difference), initial=0))
         largest = float(np.max(np.abs(reference), initial=0))
-        if error > tolerance * largest:
+        if tolerance is not None and error > tolerance * largest:
             raise ConversionError(
                 f"LiteRT and Keras disagree: the output {name!r} is off by {error:.3g} where its "
                 f"largest value is {largest:.3g}. Allowed: tolerance={tolerance:g} times that. No "
-                "file was written. (Rounding in a deep network may need a larger `tolerance`.)"
+                f"file was written. ({runtime}. Rounding in a deep network may need a larger "
+                "`tolerance`.)"
             )
-        agreements.append(Agreement(error, largest))
-    return max(agreements, key=lambda a: a.max_error / (a.max_output or 1))
-
-
-def litert() -> type:
-    """LiteRT's interpreter."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ImportError(
-            "Running a .tflite file needs LiteRT, which is not installed: "
-            'pip install "keras-norms[tflite]". (`verify=False` writes a file without running it.)'
-        ) from error
-    return Interpreter
-
-
-def runtime() -> str:
-    return f"LiteRT {metadata.version('ai-edge-litert')}"
+        noise, power = np.sum(difference**2), np.sum(reference**2)
+        sqnr = float(10 * np.log10(power / noise)) if noise and power else None
+        agreements.append(Agreement(runtime, error, largest, sqnr))
+    return max(agreements, key=lambda a: a.ratio)

@@ -4,11 +4,11 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
 
-from keras_norms.tflite.contents import Contents
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.signature import Signature
 
@@ -60,16 +60,14 @@ def named(outputs: Any) -> dict[str, Any]:
     return {f"output_{k}": tensor for k, tensor in enumerate(tensors)}
 
 
-def refuse(found: Contents) -> None:
-    """Raises: ConversionError, if there is anything that not every LiteRT can run."""
-    if found.custom:
-        raise ConversionError(_not_built_in(found.custom))
-    if found.stateful:
-        raise ConversionError(
-            "The file must hold no variable and no table, but the model's would need "
-            f"{', '.join(found.stateful)}: a layer writes a variable or looks into a table when "
-            "it is called, or was built inside a tf.function. No file was written."
-        )
+def write_saved_model(path: Path) -> bytes:
+    """A SavedModel's default signature, as the bytes of a `.tflite` file."""
+    import tensorflow as tf
+
+    try:
+        return tf.lite.TFLiteConverter.from_saved_model(str(path)).convert()
+    except Exception as error:
+        raise ConversionError(_reason(str(error))) from error
 
 
 def _real(error: Exception, fixed: keras.Model) -> str:
@@ -87,11 +85,12 @@ def _real(error: Exception, fixed: keras.Model) -> str:
 def _reason(message: str) -> str:
     names = re.findall(r"^(?:TF Select|Custom) ops: (.+)$", message, re.MULTILINE)
     if names:
-        return _not_built_in(sorted(set(", ".join(names).split(", "))))
+        return not_built_in(sorted(set(", ".join(names).split(", "))))
     return f"The converter refused the model. No file was written. It says: {message[:1000]}"
 
 
-def _not_built_in(names: Iterable[str]) -> str:
+def not_built_in(names: Iterable[str]) -> str:
+    """The words for operations that LiteRT lacks."""
     text = (
         f"The model needs operations that LiteRT has not built in: {', '.join(names)}. No file was "
         "written."

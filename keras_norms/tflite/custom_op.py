@@ -1,0 +1,60 @@
+"""The custom op `KerasNorms>Normalize` for TFLite's interpreters: a norm as one fused node.
+
+`keras-norms build --tflite` compiles it. It is given to an interpreter as a delegate:
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    Interpreter("model.tflite", experimental_delegates=[custom_op.delegate()])
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+from keras_norms import library as _library
+
+
+def library() -> Path:
+    """The compiled custom op, which C, C++ and Java programs load as well.
+
+    `KERAS_NORMS_TFLITE_LIBRARY` names a file of your own; it must fit like any other.
+
+    Raises: RuntimeError, with the command that builds it, where it is missing or does not fit.
+    """
+    path = _library.tflite_destination()
+    if reason := _library.tflite_refusal(path):
+        raise RuntimeError(reason)
+    return path
+
+
+def delegate() -> Any:
+    """The custom op for one interpreter of LiteRT, or of `tf.lite` where LiteRT is not installed.
+
+    Either takes the other's. It claims the nodes of the custom op and no others.
+
+    Returns: an item of the interpreter's `experimental_delegates`.
+    Raises: RuntimeError, as `library`.
+    """
+    path = str(library())
+    try:
+        from ai_edge_litert.interpreter import load_delegate
+    except ImportError:
+        from tensorflow import lite
+
+        load_delegate = lite.experimental.load_delegate
+    return load_delegate(path)
+
+
+@functools.cache
+def registerer() -> str:
+    """The name of the function that registers the custom op with TensorFlow's interpreters.
+
+    It is an item of `custom_op_registerers` of `tf.lite.InterpreterWithCustomOps`, and of a
+    converter's `target_spec._experimental_custom_op_registerers`, with which it calibrates.
+    LiteRT's own interpreters cannot be reached this way: they take the delegate.
+
+    Raises: RuntimeError, as `library`.
+    """
+    ctypes.CDLL(str(library()), ctypes.RTLD_GLOBAL)  # where they look for the name
+    return "kn_register"

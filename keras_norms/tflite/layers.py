@@ -1,0 +1,185 @@
+"""How the norm layers of a model are called while it is traced for a file.
+
+Ours are called as they are, but for those whose own arithmetic leaves 16-bit floats, which are
+given x divided by its largest magnitude. In the place of one of Keras' stands ours, with its
+weights. Kernels that wrappers compute are computed once.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import keras
+from keras import ops
+
+import keras_norms as kn
+from keras_norms.geometry import geometry
+from keras_norms.normalize import normalize
+from keras_norms.reparametrization import Reparametrization
+from keras_norms.substitution import Substitution
+from keras_norms.tflite import marks
+from keras_norms.tflite.errors import ConversionError
+from keras_norms.tflite.norms import Norm
+
+# Layers that square x by themselves, with the power of x's unit that their numbers have: divided by
+# it with x, they give the same result, or the result divided by it.
+_OF_UNIT: dict[type, dict[str, int]] = {
+    kn.SwitchableNormalization: {"epsilon": 2, "moving_mean": 1, "moving_variance": 2},
+    kn.SparseSwitchableNormalization: {"epsilon": 2, "moving_mean": 1, "moving_variance": 2},
+    kn.MixedNormalization: {"epsilon": 2, "moving_mean": 1, "moving_variance": 2},
+    kn.MultiScaleNormalization: {"epsilon": 2},
+    kn.FilterResponseNormalization: {"epsilon": 2, "added_epsilon": 2},
+    kn.EvoNormalizationB0: {"epsilon": 2, "moving_variance": 2},
+    kn.EvoNormalizationS0: {"epsilon": 2, "v": -1},
+    kn.GlobalResponseNormalization: {"epsilon": 1, "beta": 1, "result": 1},
+}
+_LEAST = 1e-3
+
+# Keras' layers, by the name that ours has too, and when ours computes something else.
+_TWINS: dict[type, Callable[[Any, int], str]] = {
+    keras.layers.BatchNormalization: lambda layer, rank: "",
+    keras.layers.GroupNormalization: lambda layer, rank: "",
+    keras.layers.LayerNormalization: lambda layer, rank: (
+        "" if _sorted(layer.axis, rank) else "Keras takes gamma in another order of the axes"
+    ),
+    keras.layers.RMSNormalization: lambda layer, rank: (
+        "" if _axes(layer.axis, rank) == [rank - 1] else "Keras takes scale along the last axis"
+    ),
+    keras.layers.UnitNormalization: lambda layer, rank: "",
+}
+_WEIGHTS = ("gamma", "beta", "scale", "moving_mean", "moving_variance")
+
+
+def replacements(model: keras.Model, column: str) -> dict[keras.Layer, Callable]:
+    """How each norm layer of the model is to be called.
+
+    Args:
+        column: of `lowering.TABLE`.
+
+    Raises: ConversionError, if a layer is derived from ours but stands in no table.
+    """
+    from keras_norms.catalog import CATALOG  # the table imports every layer
+
+    ours = {row.cls: row.form for row in CATALOG}
+    found: dict[keras.Layer, Callable] = {}
+    for layer in model._flatten_layers():
+        form = ours.get(type(layer))
+        if form == "layer":
+            found[layer] = _own(layer, column)
+        elif type(layer) in _TWINS:
+            found[layer] = _twin(layer, column)
+        else:
+            _check(layer, ours)
+    return found
+
+
+def _check(layer: keras.Layer, known: Mapping[type, str]) -> None:
+    """Refuses a layer that is derived from ours elsewhere: it may compute anything."""
+    own, *bases = (cls.__module__.startswith("keras_norms.") for cls in type(layer).__mro__)
+    if any(bases) and not own:
+        raise ConversionError(
+            f"The converter must know every keras_norms layer. Received: {layer.path!r} of "
+            f"class {type(layer).__name__}; known: {', '.join(c.__name__ for c in known)}. "
+            "A class of your own should hold such a layer, not inherit from it."
+        )
+
+
+def baked(model: keras.Model) -> ExitStack:
+    """Within it, our wrappers have their kernels computed: constants of the file."""
+    stack = ExitStack()
+    for layer in model._flatten_layers():
+        if isinstance(layer, Reparametrization):
+            values = [(v, keras.ops.convert_to_numpy(value)) for v, value in layer.values()]
+            stack.enter_context(
+                marks.attribute(layer, "values", lambda values=values: _tensors(values))
+            )
+    return stack
+
+
+def computed(model: keras.Model) -> list[Norm]:
+    """The model's wrappers, of which nothing is left but the kernels they compute."""
+    return [
+        Norm(layer.path, type(layer).__name__, "folded", why="in the weights that it computes")
+        for layer in model._flatten_layers()
+        if isinstance(layer, Reparametrization | keras.layers.SpectralNormalization)
+    ]
+
+
+def _tensors(values: list) -> list:
+    return [(variable, ops.convert_to_tensor(value)) for variable, value in values]
+
+
+def _own(layer: keras.Layer, column: str) -> Callable:
+    call = layer.call
+    if isinstance(layer, kn.UnitNormalization):
+        return lambda inputs: layer.finished(_unit(inputs, layer.axis))
+    if isinstance(layer, kn.ThresholdedLinearUnit):
+        return lambda inputs: layer.finished(ops.maximum(inputs, layer.line(inputs)))
+    degrees = _OF_UNIT.get(type(layer))
+    if degrees is None or column not in ("any", "gpu", "npu"):
+        return call
+    if isinstance(layer, kn.FilterResponseNormalization) and not layer.learned_epsilon:
+        return call
+    return lambda inputs, *args, **kwargs: _in_units(layer, call, degrees, inputs, args, kwargs)
+
+
+def _unit(x: Any, axis: Any) -> Any:
+    """x over the root of the sum of its squares, by their mean."""
+    view = geometry(tuple(x.shape), axis, apart="positions")
+    sizes = [x.shape[a % len(x.shape)] for a in sorted(axis if isinstance(axis, list) else [axis])]
+    gamma = ops.full(sizes, ops.prod(ops.convert_to_tensor(sizes, "float32")) ** -0.5)
+    return normalize(x, view, gamma=gamma, epsilon=1e-30, subtract_mean=False).y
+
+
+def _in_units(
+    layer: keras.Layer, call: Callable, degrees: Mapping[str, int], x: Any, args: Any, kwargs: Any
+) -> Any:
+    """The layer's result by x over its largest magnitude, which is 1 then."""
+    unit = ops.maximum(ops.max(ops.abs(x)), _LEAST)
+    rate = ops.reshape(1.0 / unit, (1,))
+    values, numbers = [], {}
+    for name, degree in degrees.items():
+        value = getattr(layer, name, None)
+        if name == "result" or value is None:
+            continue
+        of_unit = value
+        for _ in range(abs(degree)):
+            of_unit = of_unit * rate if degree > 0 else of_unit / rate
+        if isinstance(value, keras.Variable):
+            values.append((value, ops.reshape(of_unit, value.shape)))
+        else:
+            numbers[name] = of_unit
+    with ExitStack() as stack:
+        for name, value in numbers.items():
+            stack.enter_context(marks.attribute(layer, name, value))
+        stack.enter_context(Substitution(values))
+        y = call(x * rate, *args, **kwargs)
+    return y / rate if "result" in degrees else y
+
+
+def _twin(layer: keras.Layer, column: str) -> Callable:
+    """The call of our layer with the weights of one of Keras'."""
+    original = layer.call
+
+    def call(inputs, training=None, mask=None):
+        why = _TWINS[type(layer)](layer, len(inputs.shape))
+        call.note = why and f"as Keras computes it: {why}"
+        if why or training:
+            return original(inputs, **({"training": training} if training else {}))
+        ours = getattr(kn, type(layer).__name__)
+        twin = ours.from_config({**layer.get_config(), "dtype": "float32"})
+        twin.built = True
+        for name in _WEIGHTS:
+            if getattr(layer, name, None) is not None:
+                vars(twin)[name] = getattr(layer, name)
+        return _own(twin, column)(inputs)
+
+    return call
+
+
+def _axes(axis: Any, rank: int) -> list[int]:
+    return [a % rank for a in (axis if isinstance(axis, list | tuple) else [axis])]
+
+
+def _sorted(axis: Any, rank: int) -> bool:
+    return _axes(axis, rank) == sorted(_axes(axis, rank))

@@ -1,0 +1,187 @@
+"""Marks the norms of a model while it is traced, so that they are found again in the file.
+
+TensorFlow's converter turns a function that claims to implement an operation into one custom
+operator. So each norm becomes `KerasNorms>Normalize`, each scale and shift per channel
+`KerasNorms>ScaleShift`, and where a layer begins and ends stand `KerasNorms>Enter` and
+`KerasNorms>Leave`. `lowering.py` replaces them all.
+
+Layers of Keras are marked as ours are, where they compute the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_norms import moments, normalize
+from keras_norms.geometry import Geometry
+
+PREFIX = "KerasNorms>"
+NORMALIZE, SCALE_SHIFT, ENTER, LEAVE = (
+    f"{PREFIX}{name}" for name in ("Normalize", "ScaleShift", "Enter", "Leave")
+)
+
+
+def mark(name: str, attributes: Mapping[str, Any], body: Callable, *tensors: Any) -> Any:
+    """The tensors through a custom operator; `body` only tells the shape of its result."""
+    import tensorflow as tf
+
+    signature = f'name: "{name}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}'
+    for key, value in attributes.items():
+        signature += f' attr {{ key: "{key}" value {{ {_typed(value)} }} }}'
+    function = tf.function(body, experimental_implements=signature, autograph=False)
+    return function(*(tf.convert_to_tensor(t) for t in tensors))
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"b: {str(value).lower()}"
+    if isinstance(value, int):
+        return f"i: {value}"
+    if isinstance(value, float):
+        return f"f: {value!r}"
+    return f's: "{value}"'
+
+
+def _of(view: Geometry) -> dict[str, int]:
+    names = ("samples", "before", "channels", "after", "groups")
+    return {name: int(getattr(view, name)) for name in names}
+
+
+class Marks:
+    """A `normalize.Writer`."""
+
+    def active(self) -> bool:
+        import tensorflow as tf
+
+        return not tf.executing_eagerly()
+
+    def normalize(self, x, geometry, gamma, beta, epsilon, subtract_mean):
+        import tensorflow as tf
+
+        def body(x, *parameters):
+            return x + sum(tf.reduce_sum(p) for p in parameters)
+
+        attributes = {
+            **_of(geometry),
+            "epsilon": float(epsilon),
+            "subtract_mean": bool(subtract_mean),
+            "has_gamma": gamma is not None,
+            "has_beta": beta is not None,
+            "activation": "none",
+        }
+        given = [p for p in (gamma, beta) if p is not None]
+        return mark(NORMALIZE, attributes, body, x, *given)
+
+    def moments(self, x, geometry, subtract_mean):
+        # Products: LiteRT has no 16-bit square, nor a 16-bit squared difference that is right.
+        mean = moments.group_mean(x, geometry) if subtract_mean else None
+        rest = x if mean is None else x - mean
+        variance = moments.compact(moments.group_mean(rest * rest, geometry), geometry)
+        zeros = keras.ops.zeros(keras.ops.shape(variance), variance.dtype)
+        return moments.Moments(
+            zeros if mean is None else moments.compact(mean, geometry), zeros, variance
+        )
+
+    def scale_shift(self, x, geometry, center, scale, shift):
+        import tensorflow as tf
+
+        if geometry.samples:
+            center, scale, shift = (
+                normalize.along_channels(c, geometry) for c in (center, scale, shift)
+            )
+            y = (x if center is None else x - center) * scale
+            return y if shift is None else y + shift
+        if center is not None:
+            moved = center * scale
+            shift = 0.0 - moved if shift is None else shift - moved
+        if shift is None:
+            shift = keras.ops.zeros(keras.ops.shape(scale), scale.dtype)
+        if len(scale.shape) != geometry.channels:
+            raise AssertionError("A scale has an element per channel.")
+
+        def body(x, scale, shift):
+            return x + tf.reduce_sum(scale) + tf.reduce_sum(shift)
+
+        return mark(SCALE_SHIFT, _of(geometry), body, x, scale, shift)
+
+
+@dataclass
+class Call:
+    """One call of a layer while the model is traced."""
+
+    layer: keras.Layer
+    note: str = ""  # what is to be said of how it was called
+
+
+class Marked:
+    """The calls of a model's norm layers, by the number that stands in the file's marks."""
+
+    def __init__(self):
+        self.calls: dict[int, Call] = {}
+        self._inside = False
+
+    def around(self, layer: keras.Layer, call: Callable) -> Callable:
+        """`call`, with marks where it begins and ends; none around layers inside the layer."""
+
+        def marked(inputs, *args, **kwargs):
+            import tensorflow as tf
+
+            if self._inside or tf.executing_eagerly():
+                return call(inputs, *args, **kwargs)
+            number = len(self.calls)
+            self.calls[number] = Call(layer)
+            self._inside = True
+            try:
+                outputs = call(_each(ENTER, number, inputs), *args, **kwargs)
+            finally:
+                self._inside = False
+            self.calls[number].note = getattr(call, "note", "")
+            return _each(LEAVE, number, outputs)
+
+        return marked
+
+
+def _each(name: str, number: int, tensors: Any) -> Any:
+    def body(tensor):
+        return tensor + keras.ops.cast(0, tensor.dtype)
+
+    return keras.tree.map_structure(
+        lambda t: t if t is None else mark(name, {"number": number}, body, t), tensors
+    )
+
+
+@contextmanager
+def marking(replacements: Mapping[keras.Layer, Callable]) -> Iterator[Marked]:
+    """Within it, layers are called by functions in the place of their `call`, and marked."""
+    marked = Marked()
+    with ExitStack() as stack:
+        stack.enter_context(normalize.written_by(Marks()))
+        for layer, call in replacements.items():
+            stack.enter_context(attribute(layer, "call", marked.around(layer, call)))
+        yield marked
+
+
+@contextmanager
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within it, an object's own attribute has this value; a class' attribute shows again after."""
+    own = vars(owner)
+    missing = object()
+    before = own.get(name, missing)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del own[name]
+        else:
+            own[name] = before
+
+
+def options(values: Mapping[str, Any]) -> list[int]:
+    """The options of a custom operator, as bytes."""
+    from flatbuffers import flexbuffers
+
+    return list(flexbuffers.Dumps(dict(values)))

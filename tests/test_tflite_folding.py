@@ -1,0 +1,271 @@
+"""Batch norms vanish in the weights around them where that is exact, and stay where it is not."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from test_tflite import randomized
+
+import keras_norms as kn
+
+IMAGE, ROW = (9, 8, 6), (10,)
+
+
+def signed(model):
+    """The model with norms whose gammas have either sign."""
+    draw = np.random.default_rng(5)
+    for weight in randomized(model).weights:
+        if weight.name == "gamma":
+            weight.assign(weight * draw.choice([-1.0, 1.0], weight.shape))
+        if weight.name == "bias":
+            weight.assign(draw.normal(size=weight.shape))
+    return model
+
+
+def norm(**arguments):
+    return kn.BatchNormalization(name="norm", **arguments)
+
+
+def chain(*layers, shape=IMAGE):
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+def joined(join, *, norm_shared=False):
+    x = keras.Input(IMAGE)
+    parts = [L.Conv2D(4, 3)(x), L.Conv2D(4, 3, use_bias=False)(x)]
+    return keras.Model(x, norm()(join(parts)))
+
+
+def used_twice():
+    x = keras.Input(IMAGE)
+    y = L.Conv2D(4, 3)(x)
+    return keras.Model(x, [norm()(y), L.ReLU()(y)])
+
+
+def read_twice(*readers):
+    x = keras.Input(IMAGE)
+    y = norm()(L.ReLU()(x))
+    return keras.Model(x, [reader(y) for reader in readers])
+
+
+def shared():
+    x, convolution, one = keras.Input(IMAGE), L.Conv2D(6, 3, padding="same"), norm()
+    y = one(convolution(x))
+    return keras.Model(x, one(convolution(L.ReLU()(y))))
+
+
+FOLDED = {
+    "conv": (lambda: chain(L.Conv2D(4, 3), norm()), ["CONV_2D"]),
+    "conv without bias": (lambda: chain(L.Conv2D(4, 3, use_bias=False), norm()), ["CONV_2D"]),
+    "conv in groups": (lambda: chain(L.Conv2D(4, 3, groups=2), norm()), ["CONV_2D"]),
+    "depthwise": (
+        lambda: chain(L.DepthwiseConv2D(3, depth_multiplier=2), norm()),
+        ["DEPTHWISE_CONV_2D"],
+    ),
+    "transposed": (lambda: chain(L.Conv2DTranspose(4, 3, strides=2), norm()), None),
+    "dense": (lambda: chain(L.Dense(7), norm(), shape=ROW), ["FULLY_CONNECTED"]),
+    "dense of rows": (lambda: chain(L.Dense(7), norm(), shape=(5, 10)), None),
+    "conv with relu after": (lambda: chain(L.Conv2D(4, 3), norm(), L.ReLU()), ["CONV_2D"]),
+    "separable": (
+        lambda: chain(L.SeparableConv2D(4, 3), norm()),
+        ["DEPTHWISE_CONV_2D", "CONV_2D"],
+    ),
+    "before conv": (lambda: chain(norm(), L.Conv2D(4, 3)), ["CONV_2D"]),
+    "before conv in groups": (lambda: chain(norm(), L.Conv2D(4, 3, groups=2)), ["CONV_2D"]),
+    "before pointwise conv": (
+        lambda: chain(norm(), L.Conv2D(4, 1, padding="same", use_bias=False)),
+        ["CONV_2D"],
+    ),
+    "before depthwise": (
+        lambda: chain(norm(), L.DepthwiseConv2D(3, depth_multiplier=2)),
+        ["DEPTHWISE_CONV_2D"],
+    ),
+    "before dense": (lambda: chain(norm(), L.Dense(7), shape=ROW), ["FULLY_CONNECTED"]),
+    "before dense of rows": (lambda: chain(norm(), L.Dense(7), shape=(5, 10)), None),
+    "before flatten and dense": (lambda: chain(norm(), L.Flatten(), L.Dense(7)), None),
+    "before global pooling and dense": (
+        lambda: chain(norm(), L.GlobalAveragePooling2D(), L.Dense(7)),
+        ["MEAN", "FULLY_CONNECTED"],
+    ),
+    "of the flattened, before dense": (lambda: chain(L.Flatten(), norm(), L.Dense(7)), None),
+    "after pooling": (
+        lambda: chain(L.Conv2D(4, 3), L.AveragePooling2D(2, padding="same"), norm()),
+        ["CONV_2D", "AVERAGE_POOL_2D"],
+    ),
+    "after global pooling": (
+        lambda: chain(L.Conv2D(4, 3), L.GlobalAveragePooling2D(), norm()),
+        ["CONV_2D", "MEAN"],
+    ),
+    "after reshape": (
+        lambda: chain(L.Conv2D(4, 3), L.Reshape((-1, 4)), norm()),
+        ["CONV_2D", "RESHAPE"],
+    ),
+    "of a norm": (
+        lambda: chain(L.Conv2D(4, 3), norm(), kn.BatchNormalization(name="norm_2")),
+        None,
+    ),
+    "after concatenation": (
+        lambda: joined(L.Concatenate()),
+        ["CONV_2D", "CONV_2D", "CONCATENATION"],
+    ),
+    "after addition": (lambda: joined(L.Add()), ["CONV_2D", "CONV_2D", "ADD"]),
+    "for two readers": (lambda: read_twice(L.Conv2D(4, 3), L.Conv2D(5, 1)), None),
+    "shared": (shared, None),
+    "Keras' own": (
+        lambda: chain(L.Conv2D(4, 3), L.BatchNormalization(name="norm")),
+        ["CONV_2D"],
+    ),
+    "mean only": (
+        lambda: chain(L.Conv2D(4, 3), kn.MeanOnlyBatchNormalization(name="norm")),
+        ["CONV_2D"],
+    ),
+    "layer scale": (lambda: chain(L.Conv2D(4, 3), kn.LayerScale(name="norm")), ["CONV_2D"]),
+}
+
+
+@pytest.mark.parametrize("case", FOLDED)
+def test_folded(case, tmp_path):
+    make, ops = FOLDED[case]
+    report = kn.tflite.convert(signed(make()), tmp_path / "m.tflite")  # which compares
+    assert {n.form for n in report.norms} == {"folded"}
+    assert not set(report.ops) & ({"MUL", "ADD", "SUB"} - set(ops or ()))
+    if ops is not None:
+        assert sorted(ops) == sorted(name for name, k in report.ops.items() for _ in range(k))
+
+
+NOT_FOLDED = {
+    "activation before": (
+        lambda: chain(L.Conv2D(4, 3, activation="relu"), norm()),
+        "not folded: there is an activation between it and CONV_2D before it; its result is an "
+        "output",
+    ),
+    "used elsewhere": (used_twice, "used elsewhere too"),
+    "nothing around": (
+        lambda: chain(norm()),
+        "not folded: what comes before it is an input or a constant; its result is an output",
+    ),
+    "largest of negative": (
+        lambda: chain(L.Conv2D(4, 3), L.MaxPooling2D(2), norm()),
+        "not folded: MAX_POOL_2D before it does not let it through; its result is an output",
+    ),
+    "one of two readers": (
+        lambda: read_twice(L.Conv2D(4, 3), L.Activation("sigmoid")),
+        "LOGISTIC after it does not take it in",
+    ),
+    "channels first": (
+        lambda: chain(L.ReLU(), norm(axis=1)),
+        "not folded: its channels are not the last axis",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FOLDED)
+def test_not_folded(case, tmp_path):
+    make, why = NOT_FOLDED[case]
+    report = kn.tflite.convert(signed(make()), tmp_path / "m.tflite")
+    (found,) = report.norms
+    assert found.form == "multiply and add"
+    assert why in found.why
+
+
+def test_what_pads_with_zeros_takes_the_scale_alone(tmp_path):
+    model = signed(chain(L.ReLU(), norm(), L.Conv2D(4, 3, padding="same")))
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    (found,) = report.norms
+    assert found.form == "offset"
+    assert "(the scale)" in found.why
+    assert "pads with zeros" in found.why
+    assert report.ops == {"ADD": 1, "CONV_2D": 1, "RELU": 1}
+
+
+def test_a_scale_near_zero_is_not_divided_by(tmp_path):
+    model = signed(chain(L.ReLU(), norm(), L.Conv2D(4, 3, padding="same")))
+    gamma = model.get_layer("norm").gamma
+    gamma.assign(np.asarray(gamma) * [1, 1, 0, 1, 1, 1])
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    assert report.norms[0].form == "multiply and add"
+
+
+def test_positive_scales_pass_the_largest(tmp_path):
+    model = randomized(chain(L.Conv2D(4, 3), L.MaxPooling2D(2), norm()))
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    assert report.ops == {"CONV_2D": 1, "MAX_POOL_2D": 1}
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["valid", "same"])
+def test_gamma_and_beta_go_into_what_follows(same, tmp_path):
+    """All of them where nothing is padded, else gamma alone."""
+    convolution = L.Conv2D(4, 3, padding="same" if same else "valid")
+    model = signed(chain(L.ReLU(), kn.LayerNormalization(name="norm"), convolution))
+    plain = chain(L.ReLU(), kn.LayerNormalization(center=False, scale=False), convolution)
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    without = kn.tflite.convert(plain, tmp_path / "plain.tflite")
+    assert sum(report.ops.values()) == sum(without.ops.values()) + same
+    assert ("(gamma)" if same else "(gamma and beta)") in report.norms[0].why
+
+
+def test_gammas_of_every_element_go_into_a_dense_layer(tmp_path):
+    make = kn.LayerNormalization
+    model = signed(chain(L.ReLU(), make(axis=(1, 2, 3), name="norm"), L.Flatten(), L.Dense(2)))
+    report = kn.tflite.convert(model, tmp_path / "m.tflite", metadata=False)
+    plain = chain(
+        L.ReLU(), make(axis=(1, 2, 3), center=False, scale=False), L.Flatten(), L.Dense(2)
+    )
+    without = kn.tflite.convert(plain, tmp_path / "plain.tflite", metadata=False)
+    assert report.ops == without.ops
+    assert report.size < without.size + 200
+
+
+def test_a_mean_over_channels_goes_into_the_layer_before(tmp_path):
+    model = signed(chain(L.Dense(7), kn.LayerNormalization(name="norm"), shape=ROW))
+    report = kn.tflite.convert(model, tmp_path / "m.tflite", target="cpu")
+    assert report.ops["MEAN"] == 1
+    assert "SUB" not in report.ops
+    assert "(the mean)" in report.norms[0].why
+
+
+def test_wrappers_leave_their_kernels(tmp_path):
+    model = chain(
+        kn.WeightNormalization(L.Conv2D(4, 3)),
+        kn.WeightStandardization(L.Conv2D(5, 3)),
+        kn.SpectralNormalization(L.Conv2D(6, 3), reparam=True),
+        L.SpectralNormalization(L.Conv2D(6, 1)),
+        norm(),
+    )
+    report = kn.tflite.convert(signed(model), tmp_path / "m.tflite")
+    assert report.ops == {"CONV_2D": 4}
+    assert [n.form for n in report.norms] == ["folded"] * 5
+
+
+KERAS = {
+    "BatchNormalization": lambda: L.BatchNormalization(scale=False),
+    "LayerNormalization": lambda: L.LayerNormalization(epsilon=1e-5),
+    "LayerNormalization over all": lambda: L.LayerNormalization(axis=[1, 2, 3]),
+    "GroupNormalization": lambda: L.GroupNormalization(3),
+    "GroupNormalization of channels": lambda: L.GroupNormalization(-1),
+    "RMSNormalization": lambda: L.RMSNormalization(),
+    "UnitNormalization": lambda: L.UnitNormalization(),
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_layers_of_keras_are_written_as_ours(name, tmp_path):
+    model, ours = (
+        randomized(chain(make())) for make in (KERAS[name], lambda: kn_of(KERAS[name]()))
+    )
+    path = tmp_path / "m.tflite"
+    report = kn.tflite.convert(model, path, metadata=False)
+    without = kn.tflite.convert(ours, tmp_path / "ours.tflite", metadata=False)
+    assert report.norms[0].layer == f"keras.{name.split()[0]}"
+    assert report.ops == without.ops
+
+
+def kn_of(layer):
+    return getattr(kn, type(layer).__name__).from_config(layer.get_config())
+
+
+def test_what_keras_computes_otherwise_stays_keras(tmp_path):
+    report = kn.tflite.convert(
+        randomized(chain(L.LayerNormalization(axis=[1, -1]))), tmp_path / "m.tflite"
+    )
+    assert "as Keras computes it" in report.norms[0].why
