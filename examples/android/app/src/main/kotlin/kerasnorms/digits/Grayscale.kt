@@ -16,9 +16,9 @@ class Grayscale(val width: Int, val height: Int, val ink: FloatArray) {
     /**
      * The digit as the data sets show theirs, in `side` x `side` pixels; null if there is no ink.
      *
-     * Digits of scikit-learn (8x8) fill the image's height. Those of MNIST (28x28) fill a box of
-     * 20x20, and their centre of mass is the image's centre. Each pixel is the mean over the area
-     * that it covers, as in both sets.
+     * Digits of scikit-learn (8x8) fill the image's height. Those of MNIST (28x28) fill 20 pixels of
+     * the height or the width, moved by whole pixels so that their centre of mass is on the pixel in
+     * the middle. Each pixel is the mean over the area that it covers, as in both sets.
      */
     fun fit(side: Int): FloatArray? {
         val rows = (0 until height).filter { y -> (0 until width).any { inked(it, y) } }
@@ -27,18 +27,26 @@ class Grayscale(val width: Int, val height: Int, val ink: FloatArray) {
         val (top, bottom) = Pair(rows.first(), rows.last() + 1)
         val (left, right) = Pair(columns.first(), columns.last() + 1)
 
-        val box = if (side < 16) side.toDouble() else side * 20 / 28.0
+        val large = side >= 16
+        val box = if (large) side * 20 / 28.0 else side.toDouble()
         val scale = max(bottom - top, right - left) / box // pixels here for one pixel there
-        val (x, y) = if (side < 16) Pair((left + right) / 2.0, (top + bottom) / 2.0) else centreOfMass()
-        val x0 = x - scale * side / 2
-        val y0 = y - scale * side / 2
+        val x0: Double
+        val y0: Double
+        if (large) {
+            val (x, y) = centreOfMass()
+            x0 = left - scale * floor(side / 2 + 1 - (x - left) / scale)
+            y0 = top - scale * floor(side / 2 + 1 - (y - top) / scale)
+        } else {
+            x0 = (left + right - scale * side) / 2
+            y0 = (top + bottom - scale * side) / 2
+        }
         return FloatArray(side * side) {
             val (row, column) = Pair(it / side, it % side)
             mean(x0 + column * scale, y0 + row * scale, scale)
         }
     }
 
-    private fun inked(x: Int, y: Int) = ink[y * width + x] > 0.1f
+    private fun inked(x: Int, y: Int) = ink[y * width + x] > 0f
 
     private fun centreOfMass(): Pair<Double, Double> {
         var (sum, sumX, sumY) = Triple(0.0, 0.0, 0.0)

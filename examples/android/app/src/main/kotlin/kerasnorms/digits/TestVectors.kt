@@ -33,7 +33,7 @@ class TestVectors(val inputs: Map<String, Values>, val outputs: Map<String, Valu
         }
 
         private fun values(json: JSONObject): Map<String, Values> =
-            json.keys().asSequence().map { it as String }.associateWith { name ->
+            json.keys().asSequence().map { it.toString() }.associateWith { name ->
                 value(name, json.getJSONObject(name))
             }
 

@@ -36,17 +36,16 @@ class DigitClassifierUnitTest {
     /** A filled rectangle of 2:1 anywhere on the sheet fills the height and half of the width. */
     @Test
     fun digitsFillTheHeightOfSmallImages() {
-        val sheet =
-            Grayscale(100, 90, FloatArray(9000) { if (it % 100 in 50..65 && it / 100 in 7..38) 1f else 0f })
+        val ink = FloatArray(9000) { if (it % 100 in 50..65 && it / 100 in 7..38) 1f else 0f }
         val want = FloatArray(64) { if (it % 8 in 2..5) 1f else 0f }
-        assertArrayEquals(want, sheet.fit(8)!!, 1e-6f)
+        assertArrayEquals(want, Grayscale(100, 90, ink).fit(8)!!, 1e-6f)
     }
 
-    /** In the large images they stand in a box of 20, with the centre of mass in the middle. */
+    /** In the large images they have 20 pixels, and the centre of mass in the middle one. */
     @Test
     fun digitsStandInABoxInLargeImages() {
-        val sheet = Grayscale(200, 200, FloatArray(40000) { if (it % 200 in 20..59 && it / 200 in 150..189) 1f else 0f })
-        val want = FloatArray(784) { if (it % 28 in 4..23 && it / 28 in 4..23) 1f else 0f }
-        assertArrayEquals(want, sheet.fit(28)!!, 1e-6f)
+        val ink = FloatArray(40000) { if (it % 200 in 20..59 && it / 200 in 150..189) 1f else 0f }
+        val want = FloatArray(784) { if (it % 28 in 5..24 && it / 28 in 5..24) 1f else 0f }
+        assertArrayEquals(want, Grayscale(200, 200, ink).fit(28)!!, 1e-6f)
     }
 }
