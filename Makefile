@@ -90,7 +90,7 @@ build-cuda: $(VENV)/.cuda $(VENV)/.package
 # Lint ------------------------------------------------------------------------------------------
 
 CPP_FILES = $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h tests/c*/*.cc tests/c*/*.h \
-                       benchmarks/gpu/*.cc)
+                       benchmarks/gpu/*.cc examples/android/custom_op/src/main/cpp/*.cc)
 
 lint: $(VENV)/.requirements
 	$(BIN)/ruff check .

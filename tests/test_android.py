@@ -170,20 +170,31 @@ def model(tmp_path_factory):
     return folder / "digits.tflite"
 
 
-def with_metadata(path, name, content):
-    """The same model with one more entry of metadata, by FlatBuffers' own library."""
+def with_metadata(path, name, content, behind=False):
+    """The same model with one more entry of metadata, by FlatBuffers' own library.
+
+    The data of a file beyond 2 GB stand `behind` the FlatBuffer.
+    """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(content, "uint8")
     entry.name, entry.buffer = name, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+
+    def packed():
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    if behind:
+        buffer.offset = buffer.size = len(content)  # the file's length does not depend on them
+        buffer.offset = len(packed())
+        return packed() + content
+    buffer.data = np.frombuffer(content, "uint8")
+    return packed()
 
 
 def vectors(arrays):
@@ -198,13 +209,14 @@ def vectors(arrays):
 
 
 @pytest.mark.packaging
-def test_test_vectors_are_read_from_a_model(classes, model, tmp_path):
+@pytest.mark.parametrize("behind", [False, True])
+def test_test_vectors_are_read_from_a_model(behind, classes, model, tmp_path):
     random = np.random.default_rng(0)
     inputs = {"image": random.random((3, 8, 8, 1), "float32")}
     outputs = {"digits": random.standard_normal((3, 10), "float32")}
     text = json.dumps({"inputs": vectors(inputs), "outputs": vectors(outputs)}).encode()
     file = tmp_path / "digits.tflite"
-    file.write_bytes(with_metadata(model, "keras_norms.test_vectors", text))
+    file.write_bytes(with_metadata(model, "keras_norms.test_vectors", text, behind))
 
     got = json.loads(probe(classes, "read", file))
     assert got["shapes"] == [[1, 8, 8, 1]] and got["side"] == 8
@@ -213,6 +225,11 @@ def test_test_vectors_are_read_from_a_model(classes, model, tmp_path):
         for name, array in arrays.items():
             assert got[kind][name]["shape"] == list(array.shape)
             assert got[kind][name]["bits"] == array.view("int32").ravel().tolist()
+
+    if behind:
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(AssertionError, match=rf"is broken: {len(text)} bytes at byte \d+"):
+            probe(classes, "read", file)
 
 
 def on_sheets(classes, images, sizes, path):
