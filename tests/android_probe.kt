@@ -11,7 +11,10 @@ import org.json.JSONObject
 fun main(arguments: Array<String>) {
     when (arguments[0]) {
         "read" -> println(contents(File(arguments[1])))
-        "fit" -> fit(File(arguments[1]), arguments[2].toInt(), arguments[3].toInt(), arguments[4].toInt())
+        "fit" -> {
+            val (side, width, height) = arguments.drop(2).map { it.toInt() }
+            fit(File(arguments[1]), side, width, height)
+        }
         "delegate" -> delegate()
     }
 }
@@ -37,10 +40,8 @@ private fun json(values: Map<String, Values>) =
     JSONObject().also { all ->
         for ((name, value) in values) {
             val bits = value.data.map { it.toRawBits() } // exact, for every float
-            all.put(
-                name,
-                JSONObject().put("shape", JSONArray(value.shape.toList())).put("bits", JSONArray(bits)),
-            )
+            val shape = JSONArray(value.shape.toList())
+            all.put(name, JSONObject().put("shape", shape).put("bits", JSONArray(bits)))
         }
     }
 

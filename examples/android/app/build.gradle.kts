@@ -73,7 +73,8 @@ androidComponents {
     onVariants { variant ->
         val customOp = variant.flavorName == "customOp"
         val name = if (customOp) "digits_custom_op.tflite" else "digits.tflite"
-        val copy = tasks.register<CopyModel>("copy${variant.name.replaceFirstChar(Char::uppercase)}Model") {
+        val title = variant.name.replaceFirstChar(Char::uppercase)
+        val copy = tasks.register<CopyModel>("copy${title}Model") {
             model.from(
                 providers.gradleProperty("model")
                     .orElse(rootDir.resolve("../output/$name").path)

@@ -11,8 +11,8 @@ fun openRunner(assets: AssetManager, name: String, processor: Processor): Runner
 
 /** A model of built-in operations, run by LiteRT's CompiledModel. */
 private class CompiledRunner(assets: AssetManager, name: String, processor: Processor) : Runner {
-    // One accelerator alone: with the CPU as a second one LiteRT runs there what the GPU refuses, and
-    // says so nowhere but in the log.
+    // One accelerator alone: with the CPU as a second one LiteRT runs there what the GPU refuses,
+    // and says so nowhere but in the log.
     private val model =
         CompiledModel.create(
             assets,

@@ -83,7 +83,7 @@ class DrawingView(context: Context, attributes: AttributeSet?) : View(context, a
             Grayscale(
                 bitmap.width,
                 bitmap.height,
-                FloatArray(colors.size) { (colors[it] ushr 24) / 255f }, // alpha: nothing else is drawn
+                FloatArray(colors.size) { (colors[it] ushr 24) / 255f }, // alpha, of black on nothing
             )
         bitmap.recycle()
         return image

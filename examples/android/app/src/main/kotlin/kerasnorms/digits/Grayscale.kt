@@ -16,9 +16,9 @@ class Grayscale(val width: Int, val height: Int, val ink: FloatArray) {
     /**
      * The digit as the data sets show theirs, in `side` x `side` pixels; null if there is no ink.
      *
-     * Digits of scikit-learn (8x8) fill the image's height. Those of MNIST (28x28) fill 20 pixels of
-     * the height or the width, moved by whole pixels so that their centre of mass is on the pixel in
-     * the middle. Each pixel is the mean over the area that it covers, as in both sets.
+     * Digits of scikit-learn (8x8) fill the image's height. Those of MNIST (28x28) fill 20 pixels
+     * of the height or the width, moved by whole pixels so that their centre of mass is on the pixel
+     * in the middle. Each pixel is the mean over the area that it covers, as in both sets.
      */
     fun fit(side: Int): FloatArray? {
         val rows = (0 until height).filter { y -> (0 until width).any { inked(it, y) } }
@@ -67,7 +67,8 @@ class Grayscale(val width: Int, val height: Int, val ink: FloatArray) {
         for (y in max(0, floor(y0).toInt()) until min(height, ceil(y0 + size).toInt())) {
             val covered = min(y + 1.0, y0 + size) - max(y.toDouble(), y0)
             for (x in max(0, floor(x0).toInt()) until min(width, ceil(x0 + size).toInt())) {
-                sum += covered * (min(x + 1.0, x0 + size) - max(x.toDouble(), x0)) * ink[y * width + x]
+                val part = covered * (min(x + 1.0, x0 + size) - max(x.toDouble(), x0))
+                sum += part * ink[y * width + x]
             }
         }
         return (sum / (size * size)).toFloat()

@@ -1,6 +1,6 @@
 package kerasnorms.digits
 
-/** The median of the last runs: the first run of a model, and one that was interrupted, stand out. */
+/** The median of the last runs: a model's first one, and one that is interrupted, stand out. */
 class Latency(private val window: Int = 20) {
     private val runs = ArrayDeque<Long>()
 

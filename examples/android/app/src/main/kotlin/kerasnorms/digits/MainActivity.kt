@@ -9,7 +9,7 @@ import android.widget.RadioGroup
 import android.widget.TextView
 import java.util.concurrent.Executors
 
-/** Shows what the model reads of what is drawn. All of the model's work is done by one other thread. */
+/** Shows what the model reads of what is drawn. One other thread does all of the model's work. */
 class MainActivity : Activity() {
     private val worker = Executors.newSingleThreadExecutor()
     private val latency = Latency() // the worker's, as is the classifier

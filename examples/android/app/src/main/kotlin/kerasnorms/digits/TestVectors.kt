@@ -20,7 +20,9 @@ class TestVectors(val inputs: Map<String, Values>, val outputs: Map<String, Valu
         /** @throws IllegalArgumentException where the file has no test vectors, or broken ones. */
         fun of(file: TfliteFile): TestVectors {
             val text =
-                requireNotNull(file.metadata(METADATA)) { "The file has no metadata \"$METADATA\"." }
+                requireNotNull(file.metadata(METADATA)) {
+                    "The file has no metadata \"$METADATA\"."
+                }
             try {
                 val json = JSONObject(String(text, Charsets.UTF_8))
                 return TestVectors(

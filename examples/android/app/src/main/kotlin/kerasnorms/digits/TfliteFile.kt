@@ -4,8 +4,8 @@ import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
 /**
- * What the app has to know of a .tflite file and the runtime does not tell: the shapes of its inputs
- * and its metadata. A .tflite file is a FlatBuffer; the numbers of fields are those of LiteRT's
+ * What the app has to know of a .tflite file and the runtime does not tell: the shapes of its
+ * inputs and its metadata. A .tflite file is a FlatBuffer; the numbers of fields are those of LiteRT's
  * schema (`tflite/schema/schema.fbs`), which never change.
  *
  * @throws IllegalArgumentException where the bytes are no .tflite file, or a broken one.
@@ -35,7 +35,7 @@ class TfliteFile(bytes: ByteArray) {
             ?.let { content(tables(model, BUFFERS)[int(it, METADATA_BUFFER)]) }
     }
 
-    /** Of a file beyond 2 GB the data stand behind the FlatBuffer: an offset and a size say where. */
+    /** Of a file beyond 2 GB the data stand behind the FlatBuffer, where two fields say. */
     private fun content(buffer: Int): ByteArray {
         val at = field(buffer, BUFFER_OFFSET)?.let { data.getLong(it) } ?: 0
         if (at <= 1) return bytes(buffer, BUFFER_DATA)
@@ -54,7 +54,8 @@ class TfliteFile(bytes: ByteArray) {
         return if (offset == 0) null else table + offset
     }
 
-    private fun int(table: Int, number: Int): Int = field(table, number)?.let { data.getInt(it) } ?: 0
+    private fun int(table: Int, number: Int): Int =
+        field(table, number)?.let { data.getInt(it) } ?: 0
 
     /** Where a vector's elements begin, and how many there are. */
     private fun vector(table: Int, number: Int, elementSize: Int): Pair<Int, Int> {

@@ -47,8 +47,8 @@ class TestVectorsTest {
 
     @Test
     fun aFileWithoutTestVectorsSaysSo() {
-        val error =
-            assertThrows(IllegalArgumentException::class.java) { TestVectors.of(TfliteFile(tflite())) }
+        val file = TfliteFile(tflite())
+        val error = assertThrows(IllegalArgumentException::class.java) { TestVectors.of(file) }
         assertEquals("The file has no metadata \"keras_norms.test_vectors\".", error.message)
     }
 
@@ -59,7 +59,7 @@ class TestVectorsTest {
         }
     }
 
-    /** Cut at any byte, or with any byte changed, a file is read or refused: nothing else happens. */
+    /** Cut anywhere, or with any byte changed, a file is read or refused: nothing else happens. */
     @Test
     fun brokenFilesAreReadOrRefused() {
         val whole = tflite(metadata(TestVectors.METADATA, json(intArrayOf(1), floatArrayOf(1f))))
@@ -97,7 +97,7 @@ class TestVectorsTest {
     private fun tflite(vararg metadata: Pair<String, ByteArray>): ByteArray {
         val out = ByteBuffer.allocate(4096).order(ByteOrder.LITTLE_ENDIAN)
 
-        /** A vtable and its table of 32-bit fields, all 0 so far. Returns where the table begins. */
+        /** A vtable and its table of 32-bit fields, all 0. Returns where the table begins. */
         fun table(fields: Int): Int {
             val size = 4 + 2 * fields
             out.position((out.position() + 3) / 4 * 4 + size % 4)

@@ -2,7 +2,7 @@ package kerasnorms.customop
 
 import org.tensorflow.lite.Delegate
 
-/** Runs the nodes `KerasNorms>Normalize` of a model. Close it after the interpreters that use it. */
+/** Runs a model's nodes `KerasNorms>Normalize`. Close it after the interpreters that use it. */
 class NormsDelegate : Delegate, AutoCloseable {
     private var handle = create()
 
