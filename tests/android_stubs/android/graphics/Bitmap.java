@@ -9,14 +9,6 @@ public final class Bitmap {
     throw new UnsupportedOperationException();
   }
 
-  public int getWidth() {
-    throw new UnsupportedOperationException();
-  }
-
-  public int getHeight() {
-    throw new UnsupportedOperationException();
-  }
-
   public void getPixels(
       int[] pixels, int offset, int stride, int x, int y, int width, int height) {}
 

@@ -71,22 +71,19 @@ class DrawingView(context: Context, attributes: AttributeSet?) : View(context, a
     /** Small, as the model's images are smaller yet, and the pixels are visited one by one. */
     private fun drawing(): Grayscale {
         val scale = min(1f, 256f / max(width, height))
-        val small = Pair(pixels(width * scale), pixels(height * scale))
-        val bitmap = Bitmap.createBitmap(small.first, small.second, Bitmap.Config.ARGB_8888)
+        val columns = pixels(width * scale)
+        val rows = pixels(height * scale)
+        val bitmap = Bitmap.createBitmap(columns, rows, Bitmap.Config.ARGB_8888)
         Canvas(bitmap).apply {
             scale(scale, scale)
             drawPath(path, paint)
         }
-        val colors = IntArray(bitmap.width * bitmap.height)
-        bitmap.getPixels(colors, 0, bitmap.width, 0, 0, bitmap.width, bitmap.height)
-        val image =
-            Grayscale(
-                bitmap.width,
-                bitmap.height,
-                FloatArray(colors.size) { (colors[it] ushr 24) / 255f }, // alpha, of black on nothing
-            )
+        val colors = IntArray(columns * rows)
+        bitmap.getPixels(colors, 0, columns, 0, 0, columns, rows)
         bitmap.recycle()
-        return image
+        // Alpha, as nothing but ink is drawn.
+        val ink = FloatArray(colors.size) { (colors[it] ushr 24) / 255f }
+        return Grayscale(columns, rows, ink)
     }
 
     private fun pixels(size: Float) = max(1, size.roundToInt())

@@ -17,8 +17,8 @@ class Grayscale(val width: Int, val height: Int, val ink: FloatArray) {
      * The digit as the data sets show theirs, in `side` x `side` pixels; null if there is no ink.
      *
      * Digits of scikit-learn (8x8) fill the image's height. Those of MNIST (28x28) fill 20 pixels
-     * of the height or the width, moved by whole pixels so that their centre of mass is on the pixel
-     * in the middle. Each pixel is the mean over the area that it covers, as in both sets.
+     * of the height or the width, moved by whole pixels so that their centre of mass is on the
+     * middle pixel. Each pixel is the mean over the area that it covers, as in both sets.
      */
     fun fit(side: Int): FloatArray? {
         val rows = (0 until height).filter { y -> (0 until width).any { inked(it, y) } }

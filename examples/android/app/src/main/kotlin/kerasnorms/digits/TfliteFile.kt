@@ -5,8 +5,8 @@ import java.nio.ByteOrder
 
 /**
  * What the app has to know of a .tflite file and the runtime does not tell: the shapes of its
- * inputs and its metadata. A .tflite file is a FlatBuffer; the numbers of fields are those of LiteRT's
- * schema (`tflite/schema/schema.fbs`), which never change.
+ * inputs and its metadata. A .tflite file is a FlatBuffer; the numbers of fields are those of
+ * LiteRT's schema (`tflite/schema/schema.fbs`), which never change.
  *
  * @throws IllegalArgumentException where the bytes are no .tflite file, or a broken one.
  */
