@@ -1,14 +1,18 @@
 #include "custom_ops/core/schedule.h"
 
-#include <fstream>
+#include <cstdio>
 
 namespace keras_norms {
 namespace {
 
 int64_t FindLastCacheBytes() {
-  int64_t kibibytes = 0;
-  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kibibytes;  // "32768K"
-  return kibibytes > 0 ? kibibytes << 10 : 32 << 20;
+  // Not by a stream: for its sake the linker would put all locales into a library of this alone.
+  int kibibytes = 0;
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    if (std::fscanf(file, "%d", &kibibytes) != 1) kibibytes = 0;  // "32768K"
+    std::fclose(file);
+  }
+  return kibibytes > 0 ? int64_t{kibibytes} << 10 : 32 << 20;
 }
 
 }  // namespace
