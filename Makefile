@@ -12,6 +12,8 @@
 #   make bazel          build with Bazel and run the C++ tests with it
 #   make test-aarch64   the C++ tests for aarch64, under emulation
 #   make build-cuda     install NVRTC and compile the op with CUDA kernels
+#   make build-tflite   compile the custom op for TensorFlow Lite and LiteRT
+#   make test-tflite-op the custom op's C++, as shipped, under ASan and UBSan, and for aarch64
 #   make test-cuda      the CUDA kernels and their launches, run by the CPU
 #   make gpu-harness    the library that benchmarks/gpu takes to a machine with a GPU
 #   make test-slow      every layer in TFLite's number formats and on two replicas; the examples
@@ -33,7 +35,7 @@ SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
-.PHONY: demo test pytest matrix bench lint format op build-cuda test-cpp sanitize sanitize-threads bazel \
+.PHONY: demo test pytest matrix bench lint format op build-cuda build-tflite test-tflite-op test-cpp sanitize sanitize-threads bazel \
         test-aarch64 test-cuda test-slow test-backends test-peers test-torch \
         test-packaging gpu-harness dist clean distclean
 
@@ -75,12 +77,24 @@ $(VENV)/.package: setup.py pyproject.toml $(VENV)/.requirements
 
 op: $(OP)
 
-$(OP): $(SOURCES) keras_norms/build.py keras_norms/cuda.py keras_norms/library.py $(VENV)/.package
+# What compiles; a change of it compiles anew.
+COMPILING := $(patsubst %,keras_norms/%.py,build build_tflite compiling cuda library)
+
+$(OP): $(SOURCES) $(COMPILING) $(VENV)/.package
 	$(BIN)/keras-norms build --output $@
 	@touch $@
 
 $(VENV)/.cuda: requirements-cuda.txt $(VENV)/.requirements
 	$(BIN)/python -m pip install --quiet -r requirements-cuda.txt
+	@touch $@
+
+# The custom op for TensorFlow Lite and LiteRT.
+TFLITE_OP := keras_norms/_native/libkeras_norms_tflite.so
+
+build-tflite: $(TFLITE_OP)
+
+$(TFLITE_OP): $(wildcard custom_ops/core/* custom_ops/tflite/*) $(COMPILING) $(VENV)/.package
+	$(BIN)/keras-norms build --tflite --output $@
 	@touch $@
 
 build-cuda: $(VENV)/.cuda $(VENV)/.package
@@ -110,7 +124,7 @@ ifneq ($(MACHINE),x86_64)
 CORE := $(filter-out %_avx2.cc %_avx512.cc,$(CORE))
 endif
 TESTS_CPP := $(wildcard tests/cpp/*.cc)
-# As in keras_norms/build.py.
+# As in keras_norms/compiling.py.
 SIMD_kernels_avx2 := -march=x86-64-v3
 SIMD_kernels_avx512 := -march=x86-64-v4
 FLAGS_release := -O3 -DNDEBUG
@@ -162,8 +176,8 @@ GPU_SOURCES := benchmarks/gpu/library.cc $(patsubst %,custom_ops/cuda/%.cc,plan 
 GPU_FLAGS := -std=c++17 -O2 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -DNDEBUG -pthread -I.
 COMMIT = $(shell git describe --always --dirty --exclude '*' 2>/dev/null)
 
-build/gpu/images.bin: $(wildcard custom_ops/cuda/*.cu custom_ops/c*/*.h) keras_norms/build.py \
-                      keras_norms/cuda.py benchmarks/gpu/images.py $(VENV)/.cuda
+build/gpu/images.bin: $(wildcard custom_ops/cuda/*.cu custom_ops/c*/*.h) $(COMPILING) \
+                      benchmarks/gpu/images.py $(VENV)/.cuda
 	$(BIN)/python benchmarks/gpu/images.py $@
 
 $(GPU_LIBRARY): $(GPU_SOURCES) $(wildcard custom_ops/c*/*.h) build/gpu/images.bin

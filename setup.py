@@ -110,7 +110,7 @@ class BuildPy(build_py):
         files = {
             str(file): os.path.join(package, str(file.relative_to(ROOT)))
             for file in (ROOT / "custom_ops").rglob("*")
-            if file.suffix in {".cc", ".cu", ".h", ".inc"}
+            if file.suffix in {".cc", ".cu", ".h", ".inc", ".lds"} or file.name == "CMakeLists.txt"
         }
         if native := self.distribution.native:
             files[str(native)] = os.path.join(package, "_native", native.name)

@@ -1,4 +1,4 @@
-"""Where the compiled op is, and what it was built for. Reads files; opens no library.
+"""Where the compiled libraries are, and what they were built for. Reads files; opens none.
 
 The C++ interface of TensorFlow changes with every release, so a library serves one release only.
 It carries a record of what it was built from, a JSON text behind `MARKER`, which is read from the
@@ -11,6 +11,7 @@ import importlib.util
 import json
 import mmap
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ VERSION = "0.1.0"  # of keras-norms; packaging reads it here, without importing 
 NAME = "libkeras_norms.so"
 MARKER = b"KERAS_NORMS_RECORD{"
 CURE = "Run `keras-norms build`."
+
+TFLITE_NAME = "libkeras_norms_tflite.so"
+TFLITE_CURE = "Run `keras-norms build --tflite`."
+
+# What each library is made of: folders of custom_ops, and the modules that hold how it is compiled.
+_OP = (("core", "cuda", "tf"), ("build.py", "compiling.py", "cuda.py"))
+_TFLITE = (("core", "tflite"), ("build_tflite.py", "compiling.py"))
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -62,16 +70,26 @@ def sources_dir() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "custom_ops"
 
 
-@functools.cache
 def digest() -> str:
-    """16 hex digits that change with the C++ sources or with how they are compiled."""
-    folder = sources_dir()
-    files = [f for f in folder.rglob("*") if f.suffix in {".cc", ".cu", ".h", ".inc"}]
+    """16 hex digits that change with the op's C++ sources or with how they are compiled."""
+    return _digest(*_OP)
+
+
+def tflite_digest() -> str:
+    """The same of the custom op for TFLite."""
+    return _digest(*_TFLITE)
+
+
+@functools.cache
+def _digest(folders: tuple[str, ...], modules: tuple[str, ...]) -> str:
+    root = sources_dir()
+    files = [file for folder in folders for file in (root / folder).rglob("*")]
+    files = [file for file in files if file.suffix in {".cc", ".cu", ".h", ".inc", ".lds"}]
     total = hashlib.sha256()
-    for name in ("build.py", "cuda.py"):  # hold the flags
+    for name in modules:
         total.update((_PACKAGE / name).read_bytes())
-    for file in sorted(files, key=lambda f: f.relative_to(folder).as_posix()):
-        total.update(f"\0{file.relative_to(folder).as_posix()}\0".encode())
+    for file in sorted(files, key=lambda f: f.relative_to(root).as_posix()):
+        total.update(f"\0{file.relative_to(root).as_posix()}\0".encode())
         total.update(file.read_bytes())
     return total.hexdigest()[:16]
 
@@ -147,6 +165,47 @@ def refusal(path: str | os.PathLike, tensorflow_version: str | None = None) -> s
         return (
             f"{path} was built from other sources (keras-norms {record.get('keras_norms')}, "
             f"{record.get('sources')}) than those installed ({VERSION}, {digest()}). {CURE}"
+        )
+    return None
+
+
+def tflite_destination(machine: str | None = None) -> Path:
+    """Where the custom op for TFLite is, or will be.
+
+    Args:
+        machine: the processor it is for, as `platform.machine()` names it; default: this one.
+    """
+    if machine is None or machine == platform.machine():
+        if override := os.environ.get("KERAS_NORMS_TFLITE_LIBRARY"):
+            return Path(override)
+        place = Path(TFLITE_NAME)
+    else:
+        place = Path(machine, TFLITE_NAME)
+    folder = _PACKAGE / "_native"
+    writable = os.access(folder if folder.is_dir() else _PACKAGE, os.W_OK)
+    if writable or (folder / place).is_file():
+        return folder / place
+    return cache_dir() / "tflite" / place
+
+
+def tflite_refusal(path: str | os.PathLike, machine: str | None = None) -> str | None:
+    """Why the custom op for TFLite at `path` is not to be used; None if it may be.
+
+    It serves every TensorFlow Lite and LiteRT of its processor, since their C interface is stable.
+    """
+    machine = machine or platform.machine()
+    if not Path(path).is_file():
+        return f"The custom op for TFLite is missing ({path}). {TFLITE_CURE}"
+    record = read_record(path)
+    if record is None:
+        return f"{path} is no keras-norms library: it carries no record. {TFLITE_CURE}"
+    if record.get("machine") != machine:
+        return f"{path} was built for {record.get('machine')}, and this is {machine}. {TFLITE_CURE}"
+    if record.get("keras_norms") != VERSION or record.get("sources") != tflite_digest():
+        return (
+            f"{path} was built from other sources (keras-norms {record.get('keras_norms')}, "
+            f"{record.get('sources')}) than those installed ({VERSION}, {tflite_digest()}). "
+            f"{TFLITE_CURE}"
         )
     return None
 

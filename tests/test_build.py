@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_norms import build, cuda, library
+from keras_norms import build, compiling, cuda, library
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_compiler = pytest.mark.skipif(
@@ -240,9 +240,9 @@ def sources(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_NORMS_OBJECTS", str(tmp_path / "objects"))
     monkeypatch.setenv("KERAS_NORMS_LIBRARY", str(tmp_path / "out" / "a.so"))
     monkeypatch.setattr(cuda, "find_nvrtc", lambda folders=(): None)
-    library.digest.cache_clear()
+    library._digest.cache_clear()
     yield folder
-    library.digest.cache_clear()
+    library._digest.cache_clear()
 
 
 def compiled(lines):
@@ -254,7 +254,7 @@ def compiled(lines):
 @needs_compiler
 def test_build_compiles_only_what_changed(sources, tmp_path):
     def run(**arguments):
-        library.digest.cache_clear()
+        library._digest.cache_clear()
         lines = []
         assert build.build(report=lines.append, **arguments) == tmp_path / "out" / "a.so"
         record = library.read_record(tmp_path / "out" / "a.so")
@@ -279,7 +279,7 @@ def test_a_build_that_fails_says_why_and_keeps_the_old_library(sources, tmp_path
     build.build(report=lambda line: None)
     before = (tmp_path / "out" / "a.so").read_bytes()
     (sources / "core" / "two.cc").write_text("int Two() { return two; }\n")
-    library.digest.cache_clear()
+    library._digest.cache_clear()
     with pytest.raises(build.BuildError) as caught:
         build.build(report=lambda line: None)
     lines = str(caught.value).splitlines()
@@ -296,14 +296,14 @@ def test_a_build_that_fails_says_why_and_keeps_the_old_library(sources, tmp_path
 @needs_compiler
 def test_no_object_of_a_source_that_changes_meanwhile(sources, tmp_path, monkeypatch):
     """It would be kept under the name of the contents before, and be taken for them."""
-    whole = build._run
+    whole = compiling.run
 
-    def edit_then_compile(command, what):
+    def edit_then_compile(command, what, missing=None):
         if what.endswith("one.cc"):
             (sources / "core" / "one.h").write_text("int One();  // edited\n")
-        whole(command, what)
+        whole(command, what, missing)
 
-    monkeypatch.setattr(build, "_run", edit_then_compile)
+    monkeypatch.setattr(compiling, "run", edit_then_compile)
     with pytest.raises(build.BuildError, match=r"one\.cc, or what it includes, changed while"):
         build.build(report=lambda line: None)
     assert not list((tmp_path / "objects").glob("core-one-*"))
@@ -361,12 +361,12 @@ def test_no_tensorflow():
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm of binutils")
 @pytest.mark.slow
-@pytest.mark.parametrize("source", build.TARGETS)
+@pytest.mark.parametrize("source", compiling.TARGETS)
 def test_kernels_share_no_function_with_other_processors(source, tmp_path):
     """A weak function of kernels_avx512.cc may be the one that the linker keeps for everyone."""
     if os.uname().machine != "x86_64":
         pytest.skip("x86-64 only")
-    flags, file = (*build.COMMON, *build.TARGETS[source]), tmp_path / "a.o"
+    flags, file = (*compiling.COMMON, *compiling.TARGETS[source]), tmp_path / "a.o"
     command = [*build.find_compiler(), *flags, "-c", f"custom_ops/core/{source}", "-o", file]
     subprocess.run(command, check=True, cwd=library.sources_dir().parent)
     listing = subprocess.run(
@@ -378,7 +378,7 @@ def test_kernels_share_no_function_with_other_processors(source, tmp_path):
 @pytest.mark.parametrize("file", ["BUILD", "Makefile"])
 def test_other_builds_compile_with_the_same_flags(file):
     text = (ROOT / file).read_text(encoding="utf-8")
-    for flag in ("-fno-math-errno", "-fno-trapping-math", *sum(build.TARGETS.values(), ())):
+    for flag in ("-fno-math-errno", "-fno-trapping-math", *sum(compiling.TARGETS.values(), ())):
         assert flag in text
 
 

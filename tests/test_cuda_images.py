@@ -106,7 +106,7 @@ def kernels(sources, monkeypatch):
 
 def compile_op(nvrtc, monkeypatch, **arguments):
     """The lines reported, and what the library's record says of CUDA."""
-    library.digest.cache_clear()
+    library._digest.cache_clear()
     monkeypatch.setattr(cuda, "find_nvrtc", lambda folders=(): nvrtc)
     lines = []
     path = build.build(report=lines.append, **arguments)

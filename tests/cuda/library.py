@@ -8,7 +8,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from keras_norms import build
+from keras_norms import build, compiling
 
 OF_THE_CPU = ("cpu_kernels.cc", "xla_cpu.cc")
 OF_THE_GPU = ("gpu_kernels.cc", "xla_gpu.cc")
@@ -30,13 +30,14 @@ def main():
     chosen = parser.parse_args()
     toolchain, compiler = build.find_tensorflow(), build.find_compiler()
     nvrtc = build._find_nvrtc(Path(toolchain.directory))
-    jobs = build._default_jobs()
+    jobs = compiling.default_jobs()
     images = build.compile_images(nvrtc, jobs=jobs)
     chosen.images.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(images, chosen.images)
     units = list(for_the_cpu(build._units(toolchain, compiler, images)))
     how = {"verbose": False, "report": print}
-    objects = build._compile_all(units, compiler, force=False, jobs=jobs, **how)
+    by_compiler = compiling.by_compiler(compiler, **how)
+    objects = compiling.compile_all(units, by_compiler, force=False, jobs=jobs, report=print)
     build._link(objects, toolchain, compiler, chosen.library, **how)
 
 
