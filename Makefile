@@ -13,7 +13,7 @@
 #   make test-aarch64   the C++ tests for aarch64, under emulation
 #   make build-cuda     install NVRTC and compile the op with CUDA kernels
 #   make build-tflite   compile the custom op for TensorFlow Lite and LiteRT
-#   make test-tflite-op the custom op's C++, as shipped, under ASan and UBSan, and for aarch64
+#   make test-tflite-op the custom op's C++, as shipped, under ASan and UBSan, under TSan
 #   make test-cuda      the CUDA kernels and their launches, run by the CPU
 #   make gpu-harness    the library that benchmarks/gpu takes to a machine with a GPU
 #   make test-slow      every layer in TFLite's number formats and on two replicas; the examples
@@ -35,8 +35,8 @@ SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
-.PHONY: demo test pytest matrix bench lint format op build-cuda build-tflite test-tflite-op test-cpp sanitize sanitize-threads bazel \
-        test-aarch64 test-cuda test-slow test-backends test-peers test-torch \
+.PHONY: demo test pytest matrix bench lint format op build-cuda build-tflite test-cpp sanitize \
+        sanitize-threads test-tflite-op bazel test-aarch64 test-cuda test-slow test-backends test-peers test-torch \
         test-packaging gpu-harness dist clean distclean
 
 demo: $(OP)
@@ -104,7 +104,8 @@ build-cuda: $(VENV)/.cuda $(VENV)/.package
 # Lint ------------------------------------------------------------------------------------------
 
 CPP_FILES = $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h tests/c*/*.cc tests/c*/*.h \
-                       benchmarks/gpu/*.cc examples/android/custom_op/src/main/cpp/*.cc)
+                       tests/tflite/*.cc tests/tflite/*.h examples/*/*.cc examples/*/*.h benchmarks/gpu/*.cc \
+                       examples/android/custom_op/src/main/cpp/*.cc)
 
 lint: $(VENV)/.requirements
 	$(BIN)/ruff check .
@@ -124,6 +125,7 @@ ifneq ($(MACHINE),x86_64)
 CORE := $(filter-out %_avx2.cc %_avx512.cc,$(CORE))
 endif
 TESTS_CPP := $(wildcard tests/cpp/*.cc)
+TFLITE := $(wildcard custom_ops/tflite/*.cc)
 # As in keras_norms/compiling.py.
 SIMD_kernels_avx2 := -march=x86-64-v3
 SIMD_kernels_avx512 := -march=x86-64-v4
@@ -136,7 +138,7 @@ CORE_FLAGS := -std=c++17 -Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi -fno-
 define variant
 $(1)_OBJECTS := $$(CORE:%.cc=build/cpp/$(1)/%.o)
 $(1)_PROGRAMS := $$(TESTS_CPP:%.cc=build/cpp/$(1)/%)
--include $$(patsubst %.cc,build/cpp/$(1)/%.d,$$(CORE) $$(TESTS_CPP))
+-include $$(patsubst %.cc,build/cpp/$(1)/%.d,$$(CORE) $$(TESTS_CPP) $$(TFLITE) tests/tflite/op_test.cc)
 
 build/cpp/$(1)/%.o: %.cc Makefile
 	@mkdir -p $$(@D)
@@ -148,7 +150,14 @@ build/cpp/$(1)/tests/%.o: CORE_FLAGS += -UNDEBUG
 build/cpp/$(1)/tests/cpp/%: build/cpp/$(1)/tests/cpp/%.o $$($(1)_OBJECTS)
 	@$(CXX) $$(FLAGS_$(1)) -pthread $$^ -o $$@
 
-.PHONY: run-$(1)
+build/cpp/$(1)/tests/tflite/op_test: build/cpp/$(1)/tests/tflite/op_test.o $$(TFLITE:%.cc=build/cpp/$(1)/%.o) \
+                                     $$($(1)_OBJECTS)
+	@$(CXX) $$(FLAGS_$(1)) -pthread $$^ -ldl -o $$@
+
+.PHONY: run-$(1) run-tflite-$(1)
+run-tflite-$(1): build/cpp/$(1)/tests/tflite/op_test
+	@echo $$<; $$<
+
 .SECONDARY: $$($(1)_OBJECTS) $$(TESTS_CPP:%.cc=build/cpp/$(1)/%.o)
 run-$(1): $$($(1)_PROGRAMS)
 	@for program in $$($(1)_PROGRAMS); do echo "$$$$program"; $$$$program || exit 1; done
@@ -159,6 +168,8 @@ $(foreach name,release sanitize threads,$(eval $(call variant,$(name))))
 test-cpp: run-release
 sanitize: run-sanitize
 sanitize-threads: run-threads
+# The custom op for TFLite, in a host of the tests' own.
+test-tflite-op: run-tflite-release run-tflite-sanitize run-tflite-threads
 
 # Beyond the everyday ---------------------------------------------------------------------------
 
