@@ -31,6 +31,7 @@ PYTEST_FLAGS ?= -n 2
 
 BIN := $(VENV)/bin
 OP := keras_norms/_native/libkeras_norms.so
+TFLITE_OP := keras_norms/_native/libkeras_norms_tflite.so
 SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -46,9 +47,9 @@ test: lint test-cpp pytest
 
 # Without the op its tests would be skipped, so here its absence is a failure. The support matrix
 # begins anew with a run of all tests; what runs later is added.
-pytest: $(OP)
+pytest: $(OP) $(TFLITE_OP)
 	$(if $(ARGS),,rm -f build/support.json)
-	KERAS_NORMS_REQUIRE_FUSED=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(ARGS)
+	KERAS_NORMS_REQUIRE_FUSED=1 KERAS_NORMS_REQUIRE_TFLITE_OP=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(ARGS)
 
 matrix: $(OP)
 	$(BIN)/python tests/matrix.py $(ARGS)
@@ -87,9 +88,6 @@ $(OP): $(SOURCES) $(COMPILING) $(VENV)/.package
 $(VENV)/.cuda: requirements-cuda.txt $(VENV)/.requirements
 	$(BIN)/python -m pip install --quiet -r requirements-cuda.txt
 	@touch $@
-
-# The custom op for TensorFlow Lite and LiteRT.
-TFLITE_OP := keras_norms/_native/libkeras_norms_tflite.so
 
 build-tflite: $(TFLITE_OP)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_norms import build, compiling, cuda, library
+from keras_norms import build, build_tflite, compiling, cuda, library
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_compiler = pytest.mark.skipif(
@@ -358,6 +358,83 @@ def test_no_tensorflow():
     )
 
 
+# The custom op for TFLite ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tflite_sources(sources, tmp_path, monkeypatch):
+    """The sources of `sources` and a custom op for TFLite."""
+    (sources / "tflite").mkdir()
+    real = ROOT / "custom_ops" / "tflite"
+    for name in ("record.cc", "export.h", "exports.lds"):
+        shutil.copy(real / name, sources / "tflite")
+    monkeypatch.setenv("KERAS_NORMS_TFLITE_LIBRARY", str(tmp_path / "out" / "b.so"))
+    return sources
+
+
+@needs_compiler
+def test_build_tflite(tflite_sources, tmp_path):
+    """Beside the op, whose objects of the core it shares; each knows its own sources."""
+
+    def run(function, **arguments):
+        library._digest.cache_clear()
+        lines = []
+        function(report=lines.append, **arguments)
+        return lines
+
+    path = tmp_path / "out" / "b.so"
+    assert library.tflite_refusal(path) == (
+        f"The custom op for TFLite is missing ({path}). Run `keras-norms build --tflite`."
+    )
+    run(build.build)
+    assert compiled(run(build_tflite.build)) == ["tflite/record.cc"]
+    assert library.tflite_refusal(path) is None
+    assert library.read_record(path)["machine"] == os.uname().machine
+    assert run(build_tflite.build) == [f"{path} fits: nothing to do."]
+    (tflite_sources / "tflite" / "more.cc").write_text("int More() { return 3; }\n")
+    assert compiled(run(build_tflite.build)) == ["tflite/more.cc", "tflite/record.cc"]
+    assert len(run(build.build)) == 1  # nothing to do
+    (tflite_sources / "core" / "two.cc").write_text("int Two() { return 22; }\n")
+    library._digest.cache_clear()
+    assert f"{path} was built from other sources" in library.tflite_refusal(path)
+    assert "was built for " in library.tflite_refusal(path, "riscv64")
+
+
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs a cross-compiler")
+def test_build_tflite_for_another_processor(tflite_sources, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    path = build_tflite.build(machine="aarch64", output=tmp_path / "c.so", report=lambda line: None)
+    assert path.read_bytes()[18:20] == b"\xb7\0"  # EM_AARCH64
+    assert library.tflite_refusal(path, "aarch64") is None
+    monkeypatch.delenv("KERAS_NORMS_TFLITE_LIBRARY")
+    assert library.tflite_destination("aarch64").parts[-2:] == ("aarch64", library.TFLITE_NAME)
+
+
+def test_no_compiler_for_another_processor(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    other = "aarch64" if os.uname().machine == "x86_64" else "x86_64"
+    with pytest.raises(build.BuildError) as caught:
+        build_tflite.find_compiler(other)
+    assert str(caught.value) == (
+        f"There is no {other}-linux-gnu-g++ on the PATH. Install it (Debian and Ubuntu: `apt-get "
+        f"install g++-{other.replace('_', '-')}-linux-gnu`) or name a compiler for {other} in the "
+        "variable CXX."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--machine", "aarch64"], "`--machine` is for `--tflite`: the op is for this machine."),
+        (["--tflite", "--cuda"], "`--cuda` is for the op, not for `--tflite`."),
+    ],
+)
+def test_arguments_that_do_not_go_together(arguments, reason, capsys):
+    assert build.main(arguments) == 1
+    assert capsys.readouterr().err == f"keras-norms build: {reason}\n"
+
+
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm of binutils")
 @pytest.mark.slow
@@ -375,7 +452,7 @@ def test_kernels_share_no_function_with_other_processors(source, tmp_path):
     assert not re.findall(r"^\S* [uVvWw] .*", listing, re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", ["BUILD", "Makefile"])
+@pytest.mark.parametrize("file", ["BUILD", "Makefile", "custom_ops/tflite/CMakeLists.txt"])
 def test_other_builds_compile_with_the_same_flags(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     for flag in ("-fno-math-errno", "-fno-trapping-math", *sum(compiling.TARGETS.values(), ())):

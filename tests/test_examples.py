@@ -2,12 +2,15 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from keras_norms import library
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -77,3 +80,44 @@ def test_characters(tmp_path):
     assert float(re.search(r"F1 ([\d.]+)%", result.stdout).group(1)) >= 70
     assert (tmp_path / "characters.keras").exists()
     assert (tmp_path / "characters" / "saved_model.pb").exists()
+
+
+def litert_norms(folder, *, options=()):
+    """The C++ example, built by CMake."""
+    import ai_edge_litert
+
+    runtime = Path(ai_edge_litert.__file__).parent / "libLiteRt.so"
+    commands = (
+        ["cmake", "-S", EXAMPLES / "litert_cpp", "-B", folder, f"-DLITERT_LIBRARY={runtime}"],
+        ["cmake", "--build", folder],
+    )
+    for command, more in zip(commands, (options, ()), strict=True):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "litert_norms"
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="needs CMake")
+@pytest.mark.parametrize(
+    "compiled", ["before", pytest.param("with it", marks=pytest.mark.slow)], ids=str
+)
+def test_litert_cpp(compiled, tmp_path):
+    """LiteRT's C interface runs fused norms, beside XNNPACK, with the right result."""
+    import test_tflite_custom_op as op
+
+    options = ()
+    if compiled == "before":
+        if reason := library.tflite_refusal(library.tflite_destination()):
+            pytest.skip(reason)
+        options = (f"-DKERAS_NORMS_LIBRARY={library.tflite_destination()}",)
+    program = litert_norms(tmp_path / "build", options=options)
+    case = op.Case(*op.CASES["group"], around=True)
+    x = case.data()
+    (tmp_path / "a.tflite").write_bytes(case.file())
+    (tmp_path / "x").write_bytes(x.tobytes())
+    command = [program, "a.tflite", "5", "x", "y"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^5 runs: median \d+\.\d us, best \d+\.\d us$", done.stdout, re.MULTILINE)
+    got = np.frombuffer((tmp_path / "y").read_bytes(), "float32").reshape(x.shape)
+    case.check(got, x)

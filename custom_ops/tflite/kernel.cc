@@ -1,5 +1,6 @@
 #include "custom_ops/tflite/kernel.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
@@ -72,9 +73,13 @@ TfLiteStatus Kernel::Prepare(TfLiteContext* context, const TfLiteIntArray& input
                              const TfLiteIntArray& outputs) {
   const std::string problem = Check(*context, inputs, outputs);
   if (!problem.empty()) return Fail(context, problem);
-  scratch_ = static_cast<size_t>(ScratchBytes(k_));
+  const int64_t scratch = ScratchBytes(k_);
+  scratch_ = static_cast<size_t>(scratch);
+  if (scratch < 0 || scratch > PTRDIFF_MAX / 2) {  // in 32 bits
+    return Fail(context, "there is no memory for " + std::to_string(scratch) + " bytes.");
+  }
   if (!Resources::Workspace(resources_.get(), scratch_).ok()) {
-    return Fail(context, "there are no " + std::to_string(scratch_) + " bytes of memory.");
+    return Fail(context, "there is no memory for " + std::to_string(scratch_) + " bytes.");
   }
   // ResizeTensor takes the array and frees it as C does.
   const TfLiteIntArray& dims = *context->tensors[inputs.data[0]].dims;
@@ -91,7 +96,7 @@ TfLiteStatus Kernel::Invoke(TfLiteContext* context, const TfLiteIntArray& inputs
   if (k_.size() == 0) return kTfLiteOk;
   const Resources::Workspace scratch(resources_.get(), scratch_);
   if (!scratch.ok()) {
-    return Fail(context, "there are no " + std::to_string(scratch_) + " bytes of memory.");
+    return Fail(context, "there is no memory for " + std::to_string(scratch_) + " bytes.");
   }
   const float* data[3] = {};
   for (int i = 0; i < inputs.size; ++i) {

@@ -23,6 +23,15 @@ bool ActivationNamed(const std::string& name, Activation* activation) {
   return true;
 }
 
+// Of a hostile text, no more than a name has, and nothing that a reader of messages stumbles over.
+std::string Printable(const std::string& text) {
+  std::string shown = text.substr(0, 32);
+  for (char& c : shown) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return shown;
+}
+
 }  // namespace
 
 std::string Options::Read(const void* bytes, size_t size) {
@@ -65,9 +74,7 @@ std::string Options::Read(const void* bytes, size_t size) {
   std::string name;
   if (!map.Get("activation", &name)) return "the options must have a text `activation`.";
   if (!ActivationNamed(name, &activation)) {
-    // No more of a hostile text than a name has.
-    return "`activation` must be one of none, relu, silu, gelu. Received: " + name.substr(0, 32) +
-           ".";
+    return "`activation` must be one of none, relu, silu, gelu. Received: " + Printable(name) + ".";
   }
   return "";
 }

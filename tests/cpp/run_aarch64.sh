@@ -1,18 +1,27 @@
 #!/bin/sh
-# Builds the core and its tests for aarch64 and runs them under emulation.
+# Builds the core, the custom op for TFLite and their tests for aarch64 and runs them under emulation.
 # Needs: apt-get install g++-aarch64-linux-gnu qemu-user
 # Usage, from the root of the repository: tests/cpp/run_aarch64.sh [build directory] [filter]
 set -e
 cd "$(dirname "$0")/../.."
 out=${1:-build/aarch64}
 mkdir -p "$out"
-for test in tests/cpp/*.cc; do
+tests=$(echo tests/cpp/*.cc tests/tflite/*.cc)
+compile="aarch64-linux-gnu-g++ -std=c++17 -O2 -fno-math-errno -fno-trapping-math -I."
+core=
+for source in custom_ops/core/*.cc; do
+  object=$out/core_$(basename "$source" .cc).o
+  $compile -c "$source" -o "$object"
+  core="$core $object"
+done
+for test in $tests; do
   name=$(basename "$test" .cc)
-  aarch64-linux-gnu-g++ -std=c++17 -O2 -fno-math-errno -fno-trapping-math -I. -static -pthread \
-    custom_ops/core/*.cc "$test" -o "$out/$name"
+  sources=$test
+  case $test in tests/tflite/*) sources="$test custom_ops/tflite/*.cc" ;; esac
+  $compile -static -pthread $core $sources -o "$out/$name"
 done
 status=0
-for test in tests/cpp/*.cc; do
+for test in $tests; do
   name=$(basename "$test" .cc)
   echo "== $name"
   qemu-aarch64 "$out/$name" ${2:+"$2"} || status=1

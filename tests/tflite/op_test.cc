@@ -1,6 +1,7 @@
 // The custom op for TensorFlow Lite with a host that is none: results against plain loops, every
 // kind of wrong node, hostile options, threads, the delegate. tests/test_tflite_custom_op.py runs
 // it in the real ones.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -277,6 +278,8 @@ TEST(WrongOptions) {
   with([](W o) { o->Text("activation", std::string(5000, 'a')); },
        "`activation` must be one of none, relu, silu, gelu. Received: " + std::string(32, 'a') +
            ".");
+  with([](W o) { o->Text("activation", "\xff\n%s"); },
+       "`activation` must be one of none, relu, silu, gelu. Received: ??%s.");
   with([](W o) { o->Float("epsilon", NAN); },
        "`epsilon` must be finite and at least 0. Received: nan.");
   with([](W o) { o->Float("epsilon", -1); },
@@ -371,7 +374,7 @@ TEST(HostileOptions) {
   const auto offer = [&](const std::vector<uint8_t>& bytes) {
     // Memory that ends where the options end.
     std::unique_ptr<uint8_t[]> exact(new uint8_t[bytes.size()]);
-    std::memcpy(exact.get(), bytes.data(), bytes.size());
+    std::copy(bytes.begin(), bytes.end(), exact.get());
     Model model(norm, {});
     TfLiteNode node = {};
     Ints inputs(model.inputs), outputs({model.y});
