@@ -305,6 +305,36 @@ def test_sizes_of_space_may_change():
         case.check(run(opened, x), x)
 
 
+def test_sizes_known_only_while_running(interpreter):
+    """x comes from an operation whose output's shape is another one's result."""
+    case = Case((6, 5, 8), -1, "samples", 2, {})
+
+    @tf.function(experimental_implements=signature(case.options))
+    def norm(x, gamma, beta):
+        return x + tf.reduce_sum(gamma) + tf.reduce_sum(beta)
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((6, 5, 8)), tf.TensorSpec((), tf.int32)])
+        def call(self, x, samples):
+            some = tf.reshape(x[:samples], tf.stack([samples, 5, 8]))
+            return norm(some, tf.constant(case.gamma), tf.constant(case.beta)) * 1.0
+
+    module = Module()
+    content = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.call.get_concrete_function()], module
+    ).convert()
+    opened, x = open_file(content, interpreter), case.data()
+    opened.allocate_tensors()
+    for samples in (2, 6, 1):
+        for given in opened.get_input_details():
+            whole = len(given["shape"]) == 3
+            opened.set_tensor(given["index"], x if whole else np.int32(samples))
+        opened.invoke()
+        got = opened.get_tensor(opened.get_output_details()[0]["index"])
+        assert got.shape == (samples, 5, 8)
+        case.check(got, x[:samples])
+
+
 def test_empty_batch(interpreter):
     case = Case(*CASES["group"])
     opened = open_file(case.file((None, *case.shape[1:])), interpreter)
