@@ -11,6 +11,7 @@
 #   make sanitize-threads   the same under ThreadSanitizer
 #   make bazel          build with Bazel and run the C++ tests with it
 #   make test-aarch64   the C++ tests for aarch64, under emulation
+#   make test-mobile    set up the runtimes of phones and browsers and run files in them
 #   make build-cuda     install NVRTC and compile the op with CUDA kernels
 #   make build-tflite   compile the custom op for TensorFlow Lite and LiteRT
 #   make test-tflite-op the custom op's C++, as shipped, under ASan and UBSan, under TSan
@@ -37,7 +38,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
 .PHONY: demo test pytest matrix bench lint format op build-cuda build-tflite test-cpp sanitize \
-        sanitize-threads test-tflite-op bazel test-aarch64 test-cuda test-slow test-backends test-peers test-torch \
+        sanitize-threads test-tflite-op bazel test-aarch64 test-mobile test-cuda test-slow test-backends test-peers test-torch \
         test-packaging gpu-harness dist clean distclean
 
 demo: $(OP)
@@ -197,8 +198,13 @@ $(GPU_LIBRARY): $(GPU_SOURCES) $(wildcard custom_ops/c*/*.h) build/gpu/images.bi
 gpu-harness: $(GPU_LIBRARY)
 	@echo "$(GPU_LIBRARY): $$(($$(stat -c %s $(GPU_LIBRARY)) / 1000)) KB"
 
-test-aarch64:
-	tests/cpp/run_aarch64.sh
+test-aarch64: $(VENV)/.made
+	QEMU="$$($(BIN)/python -m tests.mobile.qemu)" tests/cpp/run_aarch64.sh
+
+# The runtimes that cannot be had are named, here and at the end of the tests, which skip them.
+test-mobile: $(OP)
+	$(BIN)/python -m tests.mobile
+	$(BIN)/python -m pytest -m mobile $(ARGS)
 
 test-slow: $(OP)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow $(ARGS)

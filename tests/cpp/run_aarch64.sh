@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the core, the custom op for TFLite and their tests for aarch64 and runs them under emulation.
-# Needs: apt-get install g++-aarch64-linux-gnu qemu-user
+# Needs: apt-get install g++-aarch64-linux-gnu. QEMU names the emulator: `make test-aarch64` fetches
+# it (tests/mobile/qemu.py); without it that of the package qemu-user is taken.
 # Usage, from the root of the repository: tests/cpp/run_aarch64.sh [build directory] [filter]
 set -e
 cd "$(dirname "$0")/../.."
@@ -24,6 +25,6 @@ status=0
 for test in $tests; do
   name=$(basename "$test" .cc)
   echo "== $name"
-  qemu-aarch64 "$out/$name" ${2:+"$2"} || status=1
+  "${QEMU:-qemu-aarch64}" "$out/$name" ${2:+"$2"} || status=1
 done
 exit $status
