@@ -1,8 +1,10 @@
 """What tests/mobile/ promises of itself: nothing half made is used, no failure goes unexplained."""
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mobile import agreement, cache, gpu, native, npm, process, smoke
+from mobile import archive as archives
 from mobile.job import Failure, Job, results
 from mobile.page import Page
 
@@ -96,6 +99,26 @@ def test_a_killed_set_up_is_begun_anew(folder):
     assert len(list(folder.glob("thing-*.part/half"))) == 1
     made = cache.made("thing", 1, lambda partial, _: (partial / "whole").touch())
     assert [path.name for path in made.iterdir()] == ["whole"]
+
+
+def test_an_archive_stays_in_its_folder(tmp_path):
+    def archive(name):
+        with tarfile.open(tmp_path / "a.tar", "w") as file:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = 5, 0o755
+            file.addfile(member, io.BytesIO(b"bytes"))
+        return tarfile.open(tmp_path / "a.tar")
+
+    with archive("./usr/bin/tool") as file:
+        archives.extract(file, tmp_path / "in", "usr/lib/*")
+        assert not (tmp_path / "in").exists()
+    with archive("./usr/bin/tool") as file:
+        archives.extract(file, tmp_path / "in", "usr/bin/*")
+    assert (tmp_path / "in/usr/bin/tool").read_bytes() == b"bytes"
+    assert os.access(tmp_path / "in/usr/bin/tool", os.X_OK)
+    with archive("../out") as file, pytest.raises(cache.SetUpFailed, match=r"'\.\./out'"):
+        archives.extract(file, tmp_path / "in")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_package_must_be_the_pinned_one():

@@ -10,7 +10,10 @@ What they share:
 
     job.py       what is asked of a runtime, and its failure
     process.py   one process for many jobs; workers/ is what runs inside of it
-    cache.py     folders that are made once: debian.py, wheels.py, npm.py fetch, qemu.py is one file
+    cache.py     folders that are made once
+    debian.py, wheels.py, npm.py    where they come from; archive.py unpacks
+    qemu.py, chromium.py    programs that are taken from them
+    page.py      the server of the browser's page
     agreement.py how far outputs are from the wanted ones
     smoke.py     the smallest file, which shows that a runtime works
 

@@ -9,9 +9,9 @@ import platform
 import shutil
 import subprocess
 import tarfile
-from fnmatch import fnmatch
 from pathlib import Path
 
+from . import archive as archives
 from .cache import SetUpFailed, command, made
 
 RELEASE = "trixie"
@@ -58,6 +58,7 @@ def unpack(folder: Path, architecture: str, packages: tuple[str, ...], keep: str
         "APT::Architecture": architecture,
         "APT::Architectures": architecture,
         "APT::Sandbox::User": "root",  # no other user needs to reach the folder
+        "APT::Update::Error-Mode": "any",  # else an archive out of reach is a warning
         "Acquire::Languages": "none",
         "Acquire::Retries": "3",
         "Dir::State": state,
@@ -68,15 +69,15 @@ def unpack(folder: Path, architecture: str, packages: tuple[str, ...], keep: str
         "Dir::Etc::sourcelist": state / "sources.list",
         "Dir::Etc::sourceparts": "/dev/null",
     }
-    apt = ["apt-get", "-q", "-y"]
-    for name, value in options.items():
-        apt += ["-o", f"{name}={value}"]
+    configuration = state / "apt.conf"
+    configuration.write_text("".join(f'{name} "{value}";\n' for name, value in options.items()))
+    apt = ["apt-get", "-q", "-y", "-c", configuration]
     command(*apt, "update")
     command(*apt, "install", "--download-only", "--no-install-recommends", *packages)
-    archives = sorted((state / "archives").glob("*.deb"))
-    for archive in archives:
+    found = sorted((state / "archives").glob("*.deb"))
+    for archive in found:
         extract(archive, folder, keep)
-    (folder / "packages.txt").write_text("".join(f"{archive.name}\n" for archive in archives))
+    (folder / "packages.txt").write_text("".join(f"{archive.name}\n" for archive in found))
     shutil.rmtree(state)
     # Where the loader and programs look, which a package of the base system links.
     for link in "bin", "lib", "lib64":
@@ -86,17 +87,14 @@ def unpack(folder: Path, architecture: str, packages: tuple[str, ...], keep: str
 
 def extract(archive: Path, folder: Path, keep: str) -> None:
     if keep == "*":
-        return command("dpkg-deb", "-x", archive, folder)
+        command("dpkg-deb", "-x", archive, folder)
+        return
+    words = ["dpkg-deb", "--fsys-tarfile", archive]
     with (
-        subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
-        ) as unpacked,
+        subprocess.Popen(words, stdout=subprocess.PIPE) as unpacked,
         tarfile.open(fileobj=unpacked.stdout, mode="r|") as members,
     ):
-        for member in members:
-            if fnmatch(member.name.removeprefix("./"), keep):
-                members.extract(member, folder, filter="data")
+        archives.extract(members, folder, keep)
         unpacked.stdout.read()
     if unpacked.returncode:
         raise SetUpFailed(f"dpkg-deb --fsys-tarfile {archive} ended with {unpacked.returncode}")
-    return None

@@ -7,6 +7,7 @@ import tarfile
 import urllib.request
 from pathlib import Path
 
+from .archive import extract
 from .cache import SetUpFailed, made
 
 REGISTRY = "https://registry.npmjs.org"
@@ -33,7 +34,7 @@ def litert_js() -> Path:
             content = download(f"{REGISTRY}/{name}/-/{name.split('/')[-1]}-{version}.tgz")
             check(name, content, integrity)
             with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-                archive.extractall(folder / name, filter="data")
+                extract(archive, folder / name)
 
     return made("npm", PACKAGES, make)
 
