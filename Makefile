@@ -199,7 +199,7 @@ gpu-harness: $(GPU_LIBRARY)
 	@echo "$(GPU_LIBRARY): $$(($$(stat -c %s $(GPU_LIBRARY)) / 1000)) KB"
 
 test-aarch64: $(VENV)/.made
-	QEMU="$$($(BIN)/python -m tests.mobile.qemu)" tests/cpp/run_aarch64.sh
+	qemu="$$($(BIN)/python -m tests.mobile.qemu)" && QEMU="$$qemu" tests/cpp/run_aarch64.sh
 
 # The runtimes that cannot be had are named, here and at the end of the tests, which skip them.
 test-mobile: $(OP)

@@ -225,11 +225,11 @@ def outcomes(request, tmp_path_factory):
 # ---- float32 ----------------------------------------------------------------------------------
 
 FLOAT32 = {
-    "litert-xnnpack-1": ("native", {"threads": 1}),
-    "litert-xnnpack-2": ("native", {"threads": 2}),
-    "litert-builtin-1": ("native", {"xnnpack": False, "threads": 1}),
-    "litert-builtin-2": ("native", {"xnnpack": False, "threads": 2}),
-    "tensorflow": ("native", {"interpreter": "tensorflow"}),
+    "native-xnnpack-1": ("native", {"threads": 1}),
+    "native-xnnpack-2": ("native", {"threads": 2}),
+    "native-builtin-1": ("native", {"xnnpack": False, "threads": 1}),
+    "native-builtin-2": ("native", {"xnnpack": False, "threads": 2}),
+    "native-tensorflow": ("native", {"interpreter": "tensorflow"}),
     "aarch64-xnnpack": ("aarch64", {}),
     "aarch64-builtin": ("aarch64", {"xnnpack": False}),
     "browser": ("browser", {}),
@@ -259,7 +259,7 @@ def test_same_as_keras(case, outcomes):
 @pytest.mark.parametrize(
     "cases",
     [
-        pytest.param([case(model, "native", threads=n) for n in (1, 2)], id=model)
+        pytest.param([case(model, "native", threads=n) for n in (1, 2)], id=f"native-{model}")
         for model in MODELS
     ],
 )
@@ -296,7 +296,7 @@ def test_the_gpu_takes_the_whole_graph(case, outcomes):
         for model in MODELS
     ],
 )
-def test_half_precision(case, outcomes):
+def test_half_precision_on_the_gpu(case, outcomes):
     got = outcomes.output(case)
     found = agreement.sqnr(outcomes.models.want(case), got)
     assert found >= SQNR, f"{found:.1f} dB"
