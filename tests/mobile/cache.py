@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,12 +30,14 @@ def made(name: str, recipe: Any, make: Callable[[Path, Path], None]) -> Path:
     source = inspect.getsource(sys.modules[make.__module__])
     key = hashlib.sha256(json.dumps([recipe, source, str(FOLDER)]).encode()).hexdigest()[:12]
     folder = FOLDER / f"{name}-{key}"
-    partial = FOLDER / f"{name}-{key}.part"
+    # Of this process alone: what a killed set-up had started may still write into its own.
+    partial = FOLDER / f"{name}-{key}.{os.getpid()}.part"
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
-            shutil.rmtree(partial, ignore_errors=True)  # of a set-up that was killed
+            for left in FOLDER.glob(f"{name}-{key}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir()
             make(partial, folder)
             partial.rename(folder)
