@@ -33,6 +33,7 @@ COLUMNS = (
     "SavedModel",
     "TFLite float",
     "TFLite float16",
+    "TFLite dynamic",
     "TFLite int8",
     "TFLite int16x8",
 )
