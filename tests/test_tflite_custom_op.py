@@ -566,6 +566,18 @@ def test_without_the_library(tmp_path, monkeypatch):
         )
 
 
+def test_without_litert(monkeypatch):
+    """TensorFlow's loader serves, and what it loads is the same."""
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    case = Case(*CASES["group"])
+    x = case.data()
+    delegate = custom_op.delegate()
+    assert type(delegate).__module__.startswith("tensorflow.")
+    for make in (tf_interpreter, litert.Interpreter):
+        opened = make(model_content=case.file(), experimental_delegates=[delegate])
+        case.check(run(opened, x), x)
+
+
 def test_the_library_stands_alone():
     """It needs the C library and exports what its header declares, and its record."""
     listed = subprocess.run(

@@ -71,6 +71,7 @@ std::string Kernel::Check(const TfLiteContext& context, const TfLiteIntArray& in
 
 TfLiteStatus Kernel::Prepare(TfLiteContext* context, const TfLiteIntArray& inputs,
                              const TfLiteIntArray& outputs) {
+  ready_ = false;
   const std::string problem = Check(*context, inputs, outputs);
   if (!problem.empty()) return Fail(context, problem);
   const int64_t scratch = ScratchBytes(k_);
@@ -87,12 +88,14 @@ TfLiteStatus Kernel::Prepare(TfLiteContext* context, const TfLiteIntArray& input
   void* const size = std::malloc(bytes);
   if (size == nullptr) return Fail(context, "there is no memory.");
   std::memcpy(size, &dims, bytes);
-  return context->ResizeTensor(context, context->tensors + outputs.data[0],
-                               static_cast<TfLiteIntArray*>(size));
+  ready_ = context->ResizeTensor(context, context->tensors + outputs.data[0],
+                                 static_cast<TfLiteIntArray*>(size)) == kTfLiteOk;
+  return ready_ ? kTfLiteOk : kTfLiteError;
 }
 
 TfLiteStatus Kernel::Invoke(TfLiteContext* context, const TfLiteIntArray& inputs,
                             const TfLiteIntArray& outputs) {
+  if (!ready_) return Fail(context, "it runs before it was prepared.");
   if (k_.size() == 0) return kTfLiteOk;
   const Resources::Workspace scratch(resources_.get(), scratch_);
   if (!scratch.ok()) {

@@ -37,6 +37,7 @@ class Kernel {
   std::string problem_;  // with the options
   Geometry k_ = {};
   size_t scratch_ = 0;
+  bool ready_ = false;  // the tensors are as the last Prepare saw them
   const std::shared_ptr<Resources> resources_;
 };
 

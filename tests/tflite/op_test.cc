@@ -359,6 +359,17 @@ TEST(WrongTensors) {
          "2147483647, 6).");
   }
   {
+    // Of a host that goes on after sizes were refused.
+    Model model(norm);
+    Expect(model.host.Prepare() == kTfLiteOk, "Prepare");
+    Ints more({2, 500, 5});
+    model.host.context().tensors[model.x].dims = more.get();
+    Expect(model.host.Prepare() == kTfLiteError, "Prepare refuses other channels");
+    Expect(model.host.Invoke() == kTfLiteError, "Invoke refuses what is not prepared");
+    Expect(model.host.error() == "KerasNorms>Normalize: it runs before it was prepared.",
+           "its message");
+  }
+  {
     Model model(norm);
     Expect(model.host.Prepare() == kTfLiteOk, "Prepare");
     model.host.context().tensors[model.x].data = nullptr;
