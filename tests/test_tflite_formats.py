@@ -44,8 +44,7 @@ def test_every_layer_in_every_format(row, form, tmp_path):
     model = keras.Model(inputs, outputs)
     draw = np.random.default_rng(8)
     data = {
-        one.name: draw.normal(0.5, 1, (SAMPLES, *row.shape[1:])).astype("float32")
-        for one in inputs
+        one.name: draw.normal(0.5, 1, (SAMPLES, *row.shape[1:])).astype("float32") for one in inputs
     }
     options = {"norms": NORMS.get(form, "auto")}
     if form in ("int8", "int16x8"):

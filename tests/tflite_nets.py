@@ -220,10 +220,15 @@ def written(function, shape, norm, seed=0) -> tuple[bytes, list[Norm]]:
     return content, found(content, calls[-1].paths)
 
 
-def converted(function: Callable, spec: tf.TensorSpec) -> bytes:
-    """A file of a function, with the input "x" and the output "y"."""
+def converted(function: Callable, *specs: tf.TensorSpec) -> bytes:
+    """A file of a function of tensors; an output that is not in a dict is named "y"."""
+
+    def call(*tensors):
+        result = function(*tensors)
+        return result if isinstance(result, dict) else {"y": result}
+
     module = tf.Module()
-    module.call = tf.function(lambda x: {"y": function(x)}, input_signature=[spec])
+    module.call = tf.function(call, input_signature=specs)
     concrete = module.call.get_concrete_function()
     return tf.lite.TFLiteConverter.from_concrete_functions([concrete], module).convert()
 
@@ -237,15 +242,20 @@ def found(content: bytes, paths: list[str]) -> list[Norm]:
     graph = Flow(content)
     norms = []
     for path in paths:
-        nodes = []
-        for node in graph.nodes:
-            parts = [part for part in node.output.split(";") if part]
-            own = [part for part in parts if part.startswith(f"{path}/")]
-            if own and (len(own) == len(parts) or node.op not in ("CONV_2D", "FULLY_CONNECTED")):
-                nodes.append(node)
+        nodes = [node for node in graph.nodes if _belongs(node, path)]
         names = [node.output for node in nodes]
         if not names:
             continue  # all of it was folded
         enters = next(n for node in nodes for n in node.inputs if n not in names)
         norms.append(Norm(path, "centred", enters, names[-1], tuple(names)))
     return norms
+
+
+def _belongs(node, path: str) -> bool:
+    # The converter appends a number to a name that is there twice.
+    parts = [part for part in node.output.split(";") if part and not part.isdigit()]
+    own = [part.startswith(f"{path}/") for part in parts]
+    if node.op in ("CONV_2D", "FULLY_CONNECTED"):
+        return all(own)
+    # A result of the file has another name.
+    return any(own) or any(name.startswith(f"{path}/") for name in node.constants)

@@ -78,13 +78,15 @@ class LocalResponseNormalization(ChannelLayer):
 
     def call(self, inputs: Any) -> Any:
         x = wide(as_floats(inputs, self.compute_dtype))
-        alpha = self.alpha
-        if self.convention == "torch":
-            alpha = alpha / (2 * self.depth_radius + 1)
-        size = self.bias + alpha * self._sum(ops.square(x))
+        size = self.bias + self.alpha_of_each * self.summed(x * x)
         return self.finished(x * ops.power(size, -self.beta))
 
-    def _sum(self, x: Any) -> Any:
+    @property
+    def alpha_of_each(self) -> float:
+        """What each square in the sum is multiplied by."""
+        return self.alpha / (2 * self.depth_radius + 1 if self.convention == "torch" else 1)
+
+    def summed(self, x: Any) -> Any:
         """Sums over the window; so is its gradient, as a window looks the same from both ends."""
 
         @sums.with_gradient

@@ -134,8 +134,10 @@ class SwitchableNormalization(Mixture, MovingNormalization):
         )
         add, _, multiply, _ = arithmetic(variance.dtype)
         for k, part in enumerate(parts):
-            from_own = ops.stop_gradient(part.center - own.center)
-            mean += multiply(add(from_own, part.residual), by_mean[k])
+            offset = part.residual
+            if part is not own:
+                offset = add(ops.stop_gradient(part.center - own.center), offset)
+            mean += multiply(offset, by_mean[k])
             variance = add(variance, multiply(part.variance, by_variance[k]))
         return Moments(own.center, mean, variance)
 

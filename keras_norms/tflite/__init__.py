@@ -11,8 +11,10 @@ The rooms, in the order a model passes through them:
     lowering.py    which form each norm takes, by target: the table and the pass over the file
       fold.py        into the weights around it
       forms.py       into LiteRT's operators, written by builder.py
+      tidy.py      what TensorFlow's converter leaves to do
     checks.py      what a file must not hold
-    quantize.py    the numbers' format
+    quantize.py    the numbers' format: samples.py, plan.py what stays float32, choice.py which
+                   norms do, engine.py and halves.py which write it, probe.py which looks into it
     verify.py      the file run by runtimes.py, beside the model run by Keras
     metadata.py    what the file says of itself
     report.py      what a person or a program reads at the end

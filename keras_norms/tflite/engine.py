@@ -1,5 +1,7 @@
 """ai-edge-quantizer, told for each operation by its name what to make of it."""
 
+import contextlib
+import io
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -48,8 +50,12 @@ def apply(content: bytes, kinds: Mapping[str, str], ranges: Ranges) -> bytes:
     }
     work = Quantizer(bytearray(content))
     scopes = defaultdict(list)
+    # The engine forgets an output that nothing takes, as of a SPLIT, and XNNPACK refuses a SPLIT
+    # into int8 and float32.
+    taken = {name for node in flow.all_nodes for name in node.inputs} | set(flow.outputs)
     for node in flow.all_nodes:
-        scopes[kinds.get(node.output, "float32")].append(_scope(node))
+        whole = len(node.outputs) == 1 or taken.issuperset(node.outputs)
+        scopes[kinds.get(node.output, "float32") if whole else "float32"].append(_scope(node))
     scopes.pop("float32", None)
     if not scopes:
         return content
@@ -61,7 +67,8 @@ def apply(content: bytes, kinds: Mapping[str, str], ranges: Ranges) -> bytes:
         ".*", qtyping.TFLOperationName.OUTPUT, algorithm_key="no_quantize"
     )
     try:
-        result = work.quantize(static or None, enable_progress_report=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # bars that show the progress
+            result = work.quantize(static or None, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConversionError(f"The quantizer refused the file. It says: {error}") from error
     return bytes(result.quantized_model)

@@ -23,6 +23,11 @@ class Node:
     def output(self) -> str:
         return self.outputs[0]
 
+    @property
+    def fused(self) -> bool:
+        """Whether it stands for several operations, of which none can be looked into."""
+        return self.custom or self.op == "STABLEHLO_COMPOSITE"
+
 
 class Flow:
     """The main graph of a file: the one that its signature runs.
@@ -30,7 +35,7 @@ class Flow:
     Attributes:
         nodes: its operations, in the order they are run.
         all_nodes: those of the graphs of loops and branches as well.
-        inputs: the tensors that are given.
+        inputs, outputs: the tensors that are given, and those that are returned.
         signature: the inputs by their names in the signature: shape and NumPy type.
         dynamic: tensors with a size that is known only when the file runs.
         repeated: names that more than one tensor has, over all graphs.
@@ -42,6 +47,7 @@ class Flow:
         self.nodes = [_node(main, op) for op in main.operators]
         self.all_nodes = self.nodes + [_node(g, op) for g in others for op in g.operators]
         self.inputs = tuple(main.tensor_name(int(t)) for t in main.raw.inputs)
+        self.outputs = tuple(main.tensor_name(int(t)) for t in main.raw.outputs)
         given = {e.name.decode(): e.tensorIndex for e in _signature(file.raw).inputs}
         self.signature = {
             name: (main.shape(t), file.type_name(main.raw.tensors[t].type))

@@ -199,6 +199,11 @@ class Graph:
         data = self.file.raw.buffers[self.raw.tensors[tensor].buffer].data
         return data is not None and len(data) > 0
 
+    def is_float(self, tensors: Iterable[int]) -> bool:
+        """Whether all of them are of float32."""
+        number = schema().TensorType.FLOAT32
+        return all(self.raw.tensors[t].type == number for t in tensors)
+
     def inputs(self, operator: Any) -> list[int]:
         return [int(t) for t in operator.inputs]
 
@@ -230,15 +235,29 @@ class Graph:
     def tensor(self, shape: Shape, dtype: Any, name: str) -> int:
         """A new one; None in `shape` is a size that is left open."""
         raw = schema().TensorT()
-        raw.shape = [1 if size is None else size for size in shape]
-        if None in shape:
-            raw.shapeSignature = [-1 if size is None else size for size in shape]
         raw.type = {v: k for k, v in dtypes().items()}[np.dtype(dtype)]
         raw.buffer = 0
         raw.name = self.free_name(name).encode()
         raw.hasRank = True
         self.raw.tensors.append(raw)
+        self.set_shape(len(self.raw.tensors) - 1, shape)
         return len(self.raw.tensors) - 1
+
+    def set_shape(self, tensor: int, shape: Shape) -> None:
+        raw = self.raw.tensors[tensor]
+        raw.shape = [1 if size is None else size for size in shape]
+        signature = [-1 if size is None else size for size in shape]
+        raw.shapeSignature = signature if None in shape else None
+
+    def set_output(self, k: int, tensor: int) -> None:
+        """Makes a tensor the k-th output."""
+        old = int(self.raw.outputs[k])
+        self.raw.outputs = [tensor if j == k else int(t) for j, t in enumerate(self.raw.outputs)]
+        if self is self.file.graphs[0]:
+            for signature in self.file.raw.signatureDefs or []:
+                for entry in signature.outputs:
+                    if entry.tensorIndex == old:
+                        entry.tensorIndex = tensor
 
     def free_name(self, name: str) -> str:
         found, k = name, 1
@@ -330,6 +349,7 @@ OPTIONS = {
     "MUL": "MulOptions",
     "REDUCE_MAX": "ReducerOptions",
     "RESHAPE": "ReshapeOptions",
+    "STRIDED_SLICE": "StridedSliceOptions",
     "SUB": "SubOptions",
     "TRANSPOSE": "TransposeOptions",
 }

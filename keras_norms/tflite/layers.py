@@ -5,16 +5,18 @@ given x divided by its largest magnitude. In the place of one of Keras' stands o
 weights. Kernels that wrappers compute are computed once.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 import keras_norms as kn
 from keras_norms.geometry import geometry
-from keras_norms.normalize import normalize
+from keras_norms.normalize import along_channels, moments, normalize, scale_shift
 from keras_norms.reparametrization import Reparametrization
 from keras_norms.substitution import Substitution
 from keras_norms.tflite import marks
@@ -26,10 +28,8 @@ from keras_norms.tflite.norms import Norm
 _OF_UNIT: dict[type, dict[str, int]] = {
     kn.SwitchableNormalization: {"epsilon": 2, "moving_mean": 1, "moving_variance": 2},
     kn.SparseSwitchableNormalization: {"epsilon": 2, "moving_mean": 1, "moving_variance": 2},
-    kn.MixedNormalization: {"epsilon": 2, "moving_mean": 1, "moving_variance": 2},
     kn.MultiScaleNormalization: {"epsilon": 2},
     kn.FilterResponseNormalization: {"epsilon": 2, "added_epsilon": 2},
-    kn.EvoNormalizationB0: {"epsilon": 2, "moving_variance": 2},
     kn.EvoNormalizationS0: {"epsilon": 2, "v": -1},
     kn.GlobalResponseNormalization: {"epsilon": 1, "beta": 1, "result": 1},
 }
@@ -110,33 +110,102 @@ def _tensors(values: list) -> list:
 
 
 def _own(layer: keras.Layer, column: str) -> Callable:
+    """The call of one of ours, in a form of its own where it has one."""
     call = layer.call
-    if isinstance(layer, kn.UnitNormalization):
-        return lambda inputs: layer.finished(_unit(inputs, layer.axis))
-    if isinstance(layer, kn.ThresholdedLinearUnit):
-        return lambda inputs: layer.finished(ops.maximum(inputs, layer.line(inputs)))
-    degrees = _OF_UNIT.get(type(layer))
-    if degrees is None or column not in ("any", "gpu", "npu"):
+    form = _FORMS.get(type(layer))
+    if form is None and column in HALVES and type(layer) in _HALF_FORMS:
+        form = _HALF_FORMS[type(layer)]
+    if form is None:
         return call
-    if isinstance(layer, kn.FilterResponseNormalization) and not layer.learned_epsilon:
-        return call
-    return lambda inputs, *args, **kwargs: _in_units(layer, call, degrees, inputs, args, kwargs)
+
+    def written(inputs, *args, training=None, mask=None, **kwargs):
+        y = None
+        if mask is None and not training:
+            y = form(layer, inputs, call)
+        if y is not None:
+            return y
+        given = {"training": training, "mask": mask}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        return call(inputs, *args, **kwargs)
+
+    return written
 
 
-def _unit(x: Any, axis: Any) -> Any:
+# Each gives a layer's result, or None where its arguments ask for the layer itself.
+
+
+def _unit(layer: Any, x: Any, call: Callable) -> Any:
     """x over the root of the sum of its squares, by their mean."""
+    axis = layer.axis
     view = geometry(tuple(x.shape), axis, apart="positions")
     sizes = [x.shape[a % len(x.shape)] for a in sorted(axis if isinstance(axis, list) else [axis])]
-    gamma = ops.full(sizes, ops.prod(ops.convert_to_tensor(sizes, "float32")) ** -0.5)
-    return normalize(x, view, gamma=gamma, epsilon=1e-30, subtract_mean=False).y
+    gamma = np.full(sizes, math.prod(sizes) ** -0.5, "float32")
+    return layer.finished(normalize(x, view, gamma=gamma, epsilon=1e-30, subtract_mean=False).y)
 
 
-def _in_units(
-    layer: keras.Layer, call: Callable, degrees: Mapping[str, int], x: Any, args: Any, kwargs: Any
-) -> Any:
+def _thresholded(layer: Any, x: Any, call: Callable) -> Any:
+    return layer.finished(ops.maximum(x, layer.line(x)))
+
+
+def _mixed(layer: Any, x: Any, call: Callable) -> Any:
+    """An instance norm and a batch norm side by side."""
+    if not layer.epsilon:
+        return None
+    view = layer.geometry_of(x.shape)
+    gate = ops.convert_to_tensor(layer.gate)
+    gamma = ops.ones_like(gate) if layer.gamma is None else ops.convert_to_tensor(layer.gamma)
+    own = normalize(x, view, gamma=gamma * (1 - gate), epsilon=layer.epsilon).y
+    mean, variance = layer.of_channels()
+    batch = scale_shift(
+        x,
+        geometry(x.shape, layer.axis, apart="nothing", groups=-1),
+        center=mean,
+        scale=gamma * gate * ops.rsqrt(ops.convert_to_tensor(variance) + layer.epsilon),
+        shift=layer.beta,
+    )
+    return layer.finished(own + batch)
+
+
+def _evo_b0(layer: Any, x: Any, call: Callable) -> Any:
+    """x over max(deviation of the batch, v * x + deviation of the sample), all in x's unit."""
+    rate = _rate(x, _LEAST)
+    shape = [1] * len(x.shape)
+    shape[layer.axis] = -1
+    v, batch = (
+        ops.reshape(t, shape)
+        for t in (layer.v, ops.sqrt(ops.convert_to_tensor(layer.moving_variance) + layer.epsilon))
+    )
+    u = x * rate
+    view = layer.geometry_of(x.shape)
+    own = along_channels(moments(u, view).variance, view)
+    own = ops.sqrt(own + layer.epsilon * rate * rate)
+    return layer.scaled(u / ops.maximum(batch * rate, u * v + own))
+
+
+def _local_response(layer: Any, x: Any, call: Callable) -> Any:
+    """x * (bias + alpha * sum)^-beta, with the sum of squares in a unit of its own."""
+    alpha = layer.alpha_of_each
+    if not alpha > 0:
+        return None
+    rate = _rate(x, 1e-2 / math.sqrt(alpha))
+    unit = rate / math.sqrt(alpha)  # at most 100
+    size = layer.bias * unit * unit + layer.summed(ops.square(x * rate))
+    return layer.finished(x * ops.power(unit, 2 * layer.beta) * ops.power(size, -layer.beta))
+
+
+def _rate(x: Any, least: float) -> Any:
+    """1 / the largest magnitude of all, which counts as `least` if it is less."""
+    largest = ops.max(ops.abs(x), axis=tuple(range(len(x.shape))), keepdims=True)
+    return 1.0 / ops.maximum(largest, least)
+
+
+def _in_units(layer: Any, x: Any, call: Callable) -> Any:
     """The layer's result by x over its largest magnitude, which is 1 then."""
-    unit = ops.maximum(ops.max(ops.abs(x)), _LEAST)
-    rate = ops.reshape(1.0 / unit, (1,))
+    if isinstance(layer, kn.FilterResponseNormalization) and not layer.learned_epsilon:
+        return None
+    degrees = _OF_UNIT[type(layer)]
+    rate = _rate(x, _LEAST)
+    vector = ops.reshape(rate, (1,))
     values, numbers = [], {}
     for name, degree in degrees.items():
         value = getattr(layer, name, None)
@@ -144,7 +213,7 @@ def _in_units(
             continue
         of_unit = value
         for _ in range(abs(degree)):
-            of_unit = of_unit * rate if degree > 0 else of_unit / rate
+            of_unit = of_unit * vector if degree > 0 else of_unit / vector
         if isinstance(value, keras.Variable):
             values.append((value, ops.reshape(of_unit, value.shape)))
         else:
@@ -153,8 +222,22 @@ def _in_units(
         for name, value in numbers.items():
             stack.enter_context(marks.attribute(layer, name, value))
         stack.enter_context(Substitution(values))
-        y = call(x * rate, *args, **kwargs)
+        y = call(x * rate)
     return y / rate if "result" in degrees else y
+
+
+# For every target, and for those that compute in 16-bit floats.
+_FORMS: dict[type, Callable] = {
+    kn.MixedNormalization: _mixed,
+    kn.ThresholdedLinearUnit: _thresholded,
+    kn.UnitNormalization: _unit,
+}
+_HALF_FORMS: dict[type, Callable] = {
+    **dict.fromkeys(_OF_UNIT, _in_units),
+    kn.EvoNormalizationB0: _evo_b0,
+    kn.LocalResponseNormalization: _local_response,
+}
+HALVES = ("any", "gpu", "npu")
 
 
 def _twin(layer: keras.Layer, column: str) -> Callable:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_norms.tflite import fold, forms, marks
+from keras_norms.tflite import fold, forms, marks, tidy
 from keras_norms.tflite.builder import Builder
 from keras_norms.tflite.graph import File, Graph
 from keras_norms.tflite.norms import Norm
@@ -117,7 +117,14 @@ class _Pass:
         for name, step in ((marks.SCALE_SHIFT, self._scale_shift), (marks.NORMALIZE, self._norm)):
             for op in [op for op in self.graph.operators if self.graph.name(op) == name]:
                 step(op)
+        if self.column in ("any", "gpu"):
+            own = [op for op in self.graph.operators if id(op) in self.of]
+            for old, new in tidy.splits(self.graph, own):
+                self.of[id(new)] = self.of[id(old)]
+        tidy.constants(self.graph)
+        tidy.ranks(self.graph)
         fold.activations(self.graph)
+        tidy.outputs(self.graph)
         self.graph.prune()
         for region in self.regions:
             region.operators = [op for op in self.graph.operators if self.of.get(id(op)) is region]
@@ -333,7 +340,7 @@ class _Pass:
         own = {id(op) for op in region.operators}
         enters = [t for t in read if t not in inside and graph.value(t) is None and t >= 0]
         leaves = [t for t in inside if any(op is None or id(op) not in own for op in consumers[t])]
-        why = region.why
+        why = region.why if len(nodes) <= 2 else []  # a layer that is more than a scale and a shift
         if region.folded:
             why = [f"in the weights of {', '.join(region.folded)}", *why]
         layer = type(region.call.layer) if region.call else None

@@ -8,15 +8,18 @@ operator. So each norm becomes `KerasNorms>Normalize`, each scale and shift per 
 Layers of Keras are marked as ours are, where they compute the same.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_norms import moments, normalize
+from keras_norms import normalize
 from keras_norms.geometry import Geometry
+from keras_norms.moments import Moments
 
 PREFIX = "KerasNorms>"
 NORMALIZE, SCALE_SHIFT, ENTER, LEAVE = (
@@ -77,13 +80,11 @@ class Marks:
 
     def moments(self, x, geometry, subtract_mean):
         # Products: LiteRT has no 16-bit square, nor a 16-bit squared difference that is right.
-        mean = moments.group_mean(x, geometry) if subtract_mean else None
-        rest = x if mean is None else x - mean
-        variance = moments.compact(moments.group_mean(rest * rest, geometry), geometry)
-        zeros = keras.ops.zeros(keras.ops.shape(variance), variance.dtype)
-        return moments.Moments(
-            zeros if mean is None else moments.compact(mean, geometry), zeros, variance
-        )
+        mean = _of_groups(x, geometry) if subtract_mean else None
+        rest = x if mean is None else x - _along_groups(mean, x, geometry)
+        variance = _of_groups(rest * rest, geometry)
+        zeros = ops.zeros(ops.shape(variance), variance.dtype)
+        return Moments(zeros if mean is None else mean, zeros, variance)
 
     def scale_shift(self, x, geometry, center, scale, shift):
         import tensorflow as tf
@@ -98,7 +99,7 @@ class Marks:
             moved = center * scale
             shift = 0.0 - moved if shift is None else shift - moved
         if shift is None:
-            shift = keras.ops.zeros(keras.ops.shape(scale), scale.dtype)
+            shift = ops.zeros(ops.shape(scale), scale.dtype)
         if len(scale.shape) != geometry.channels:
             raise AssertionError("A scale has an element per channel.")
 
@@ -106,6 +107,30 @@ class Marks:
             return x + tf.reduce_sum(scale) + tf.reduce_sum(shift)
 
         return mark(SCALE_SHIFT, _of(geometry), body, x, scale, shift)
+
+
+def _of_groups(x: Any, view: Geometry) -> Any:
+    """The mean over space and the channels of a group, shaped samples + (groups,)."""
+    axes = view.space_axes + (view.channel_axes if view.groups == 1 else ())
+    mean = ops.mean(x, axes, keepdims=True) if axes else x
+    samples = ops.shape(x)[: view.samples]
+    if 1 < view.groups < math.prod(x.shape[a] for a in view.channel_axes):
+        each = math.prod(x.shape[a] for a in view.channel_axes) // view.groups
+        mean = ops.mean(ops.reshape(mean, (-1, view.groups, each)), -1)
+    return ops.reshape(mean, (*samples, view.groups))
+
+
+def _along_groups(statistic: Any, x: Any, view: Geometry) -> Any:
+    """Back, so that it broadcasts against x."""
+    samples = ops.shape(x)[: view.samples]
+    sizes = [x.shape[a] for a in view.channel_axes]
+    each = math.prod(sizes) // view.groups
+    if view.groups == 1:
+        sizes = [1] * len(sizes)
+    elif each > 1:
+        statistic = ops.reshape(statistic, (-1, view.groups, 1))
+        statistic = statistic * ops.ones((1, 1, each), statistic.dtype)
+    return ops.reshape(statistic, (*samples, *[1] * view.before, *sizes, *[1] * view.after))
 
 
 @dataclass
@@ -146,7 +171,7 @@ class Marked:
 
 def _each(name: str, number: int, tensors: Any) -> Any:
     def body(tensor):
-        return tensor + keras.ops.cast(0, tensor.dtype)
+        return tensor + ops.cast(0, tensor.dtype)
 
     return keras.tree.map_structure(
         lambda t: t if t is None else mark(name, {"number": number}, body, t), tensors

@@ -1,19 +1,4 @@
-"""Quantizes a float32 `.tflite` file and keeps its norms right.
-
-A norm divides by its input's size. So a weak sample, of which one int8 scale for all samples has
-left three steps, comes out of a norm as strong as any other, and its error with it. What a norm has
-not yet made equal must not pass through a scale that was fixed beforehand. Hence, with a norm in
-float32:
-
-- its operations are float32;
-- so is every tensor that depends on the file's input other than through a norm and leads to this
-  norm ("raw" below: in a network of norms, what precedes the first; in a transformer, the residual
-  stream). Matrices and convolutions among these have int8 weights and find the scale of their input
-  when they run ("dynamic");
-- all else is integer, as without norms.
-
-In int16x8 there are steps enough, and only the norm itself is float32.
-"""
+"""Quantizes a float32 `.tflite` file and keeps its norms right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_norms.tflite import engine, measure
+from keras_norms.tflite.choice import choose
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.flow import Flow
 from keras_norms.tflite.halves import halve
 from keras_norms.tflite.measure import Distance
 from keras_norms.tflite.norms import Norm
+from keras_norms.tflite.plan import WEIGHTED, between, plan
 from keras_norms.tflite.probe import Batch, probe
 from keras_norms.tflite.samples import doubts, first, stressed
 
@@ -33,20 +20,8 @@ MODES = ("float16", "dynamic", "int8", "int16x8")
 STATIC = ("int8", "int16x8")
 KEEP = ("auto", "float", "quantized")
 
-# What a quantized norm may cost at the outputs, in dB.
-COST = 3.0
-# Samples that files are compared on, and how many files "auto" may make.
+# Samples that files are compared on.
 COMPARED = 16
-TRIALS = 24
-
-WEIGHTED = {
-    "BATCH_MATMUL",
-    "CONV_2D",
-    "DEPTHWISE_CONV_2D",
-    "EMBEDDING_LOOKUP",
-    "FULLY_CONNECTED",
-    "TRANSPOSE_CONV",
-}
 
 
 @dataclass(frozen=True)
@@ -135,7 +110,7 @@ def quantize(
         why = {norm.path: f"{mode} leaves norms in float32" for norm in norms}
         floats = set(why)
     else:
-        made, floats, why = _choose(work, keep)
+        made, floats, why = work.kept(keep)
     return work.result(made, floats, why)
 
 
@@ -180,6 +155,18 @@ class _Work:
         kinds = plan(self.flow, self.norms, floats, self.mode)
         return engine.apply(self.content, kinds, self.ranges)
 
+    def kept(self, keep: str) -> tuple[bytes, set[str], dict[str, str]]:
+        """The file, the paths of its float32 norms, and why by path."""
+        fused = {node.output for node in self.flow.nodes if node.fused}
+        fixed = {norm.path for norm in self.norms if fused.intersection(norm.nodes)}
+        why = dict.fromkeys(fixed, "a fused operation computes in float32")
+        paths = [norm.path for norm in self.norms if norm.path not in fixed]
+        if keep == "auto" and paths:
+            chosen = choose(paths, lambda some: self.static(fixed | some), self.run)
+            return chosen.content, fixed | chosen.floats, why | chosen.why
+        floats = {*fixed, *paths} if keep == "float" else fixed
+        return self.static(floats), floats, why | dict.fromkeys(paths, f"norms={keep!r}")
+
     def run(self, content: bytes) -> dict[str, dict[str, Distance]]:
         """By set, the distance of each output."""
         if not self.batches:
@@ -220,110 +207,6 @@ class _Work:
         )
 
 
-def plan(flow: Flow, norms: Sequence[Norm], floats: set[str], mode: str) -> dict[str, str]:
-    """What each operation is made, by its first output, with some norms in float32."""
-    kinds = {node.output: mode for node in flow.nodes}
-    kept = [norm for norm in norms if norm.path in floats]
-    if mode == "int8":
-        raw = _raw(flow, norms)
-        leading = _leading(flow, norms, [norm.enters for norm in kept])
-        for node in flow.nodes:
-            if node.output in raw & leading:
-                weighted = node.op in WEIGHTED and node.constants
-                kinds[node.output] = "dynamic" if weighted else "float32"
-    # A norm that stays quantized is so also where it lies before one that does not.
-    for norm in norms:
-        numbers = "float32" if norm.path in floats else mode
-        kinds.update(dict.fromkeys(norm.nodes, numbers))
-    return kinds
-
-
-def _raw(flow: Flow, norms: Sequence[Norm]) -> set[str]:
-    """The tensors that depend on the file's input other than through a norm."""
-    leaves = {norm.leaves for norm in norms}
-    raw = set(flow.inputs)
-    for node in flow.nodes:
-        if raw.intersection(node.inputs):
-            raw.update(set(node.outputs) - leaves)
-    return raw
-
-
-def _leading(flow: Flow, norms: Sequence[Norm], targets: Sequence[str]) -> set[str]:
-    """The tensors that lead to some, each way followed back to the next norm."""
-    leaves = {norm.leaves for norm in norms}
-    found: set[str] = set()
-    rest = list(targets)
-    while rest:
-        name = rest.pop()
-        if name in found or name in leaves:
-            continue
-        found.add(name)
-        if name in flow.producer:
-            rest.extend(flow.producer[name].inputs)
-    return found
-
-
-def _choose(work: _Work, keep: str) -> tuple[bytes, set[str], dict[str, str]]:
-    """The file, the paths of its float32 norms, and why by path."""
-    fused = {
-        node.output for node in work.flow.nodes if node.custom or node.op == "STABLEHLO_COMPOSITE"
-    }
-    fixed = {norm.path for norm in work.norms if fused.intersection(norm.nodes)}
-    why = dict.fromkeys(fixed, "a fused operation computes in float32")
-    paths = [norm.path for norm in work.norms if norm.path not in fixed]
-    if keep != "auto" or not paths:
-        floats = {*fixed, *paths} if keep == "float" else fixed
-        return work.static(floats), floats, why | dict.fromkeys(paths, f"norms={keep!r}")
-    best = work.static({*fixed, *paths})
-    reference = work.run(best)
-
-    def cost(content: bytes) -> float:
-        """What a file loses against the one with all norms in float32, in dB."""
-        got = work.run(content)
-        return max(
-            (want.sqnr - got[name][output].sqnr)
-            for name, wants in reference.items()
-            for output, want in wants.items()
-        )
-
-    if not any(reference.values()):
-        why |= dict.fromkeys(paths, "there is no output of floats to measure")
-        return best, {*fixed, *paths}, why
-    made = work.static(fixed)
-    loss = cost(made)
-    if loss <= COST:
-        why |= dict.fromkeys(paths, f"all quantized cost {max(loss, 0):.1f} dB")
-        return made, fixed, why
-    floats = {*fixed, *paths}
-    why |= dict.fromkeys(paths, f"all quantized would cost {loss:.1f} dB")
-
-    def visit(group: list[str]) -> None:
-        """Quantizes as many of a group as may be: all, or what may be of either half."""
-        nonlocal best, floats
-        if work.trials >= TRIALS:
-            reason = f"not tried, after {TRIALS} files; all quantized would cost {loss:.1f} dB"
-            why.update(dict.fromkeys(group, reason))
-            return
-        made = work.static(floats - set(group))
-        lost = cost(made)
-        also = f" with {len(group) - 1} others" if len(group) > 1 else ""
-        if lost <= COST:
-            best, floats = made, floats - set(group)
-            why.update(dict.fromkeys(group, f"quantized{also} it costs {max(lost, 0):.1f} dB"))
-        elif len(group) > 1:
-            half = len(group) // 2
-            visit(group[half:])
-            visit(group[:half])
-        else:
-            why.update({group[0]: f"quantized it would cost {lost:.1f} dB"})
-
-    if len(paths) > 1:  # from the end: a norm behind a norm has less to bear
-        half = len(paths) // 2
-        visit(paths[half:])
-        visit(paths[:half])
-    return best, floats, why
-
-
 def _joined(samples: Sequence[Batch]) -> Batch:
     return {name: np.concatenate([batch[name] for batch in samples]) for name in samples[0]}
 
@@ -348,6 +231,12 @@ def _check(content, mode, norms, samples, keep) -> Flow:
             raise ValueError(
                 "The tensors of a norm must be in the file. "
                 f"Received: {norm.path!r} with {sorted(missing)}"
+            )
+        missed = between(flow, set(norm.nodes))
+        if missed:
+            raise ValueError(
+                "All operations between those of a norm must be the norm's. "
+                f"Received: {norm.path!r} without {sorted(missed)}"
             )
     for batch in samples or ():
         given = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
