@@ -329,8 +329,13 @@ def test_the_report(tmp_path):
 
 def test_the_report_as_a_table():
     norms = (
-        Norm("a/norm", "GroupNormalization", "scaled", "x", "y", ("m", "y")),
-        Norm("b/norm", "keras.BatchNormalization", "folded", why="in the weights of CONV_2D c"),
+        Norm("a/norm", "scaled", "x", "y", ("m", "y"), layer="GroupNormalization"),
+        Norm(
+            "b/norm",
+            "folded",
+            layer="keras.BatchNormalization",
+            why="in the weights of CONV_2D c",
+        ),
     )
     report = kn.tflite.Report(
         path="m.tflite",

@@ -346,7 +346,7 @@ def test_a_fused_norm_stays_float32():
     ranges = dict.fromkeys([*graph.producer, *graph.inputs], (-3.0, 3.0))
     for floats in {"norm"}, set():
         made = engine.apply(content, plan(graph, [one], floats, "int8"), ranges)
-        (custom,) = (n for n in Flow(made).nodes if n.op == "CUSTOM")
+        (custom,) = (n for n in Flow(made).nodes if n.custom)
         assert {*custom.inputs, *custom.outputs} <= Flow(made).floats
         assert "QUANTIZE" in ops(made)
 

@@ -99,7 +99,12 @@ def baked(model: keras.Model) -> ExitStack:
 def computed(model: keras.Model) -> list[Norm]:
     """The model's wrappers, of which nothing is left but the kernels they compute."""
     return [
-        Norm(layer.path, type(layer).__name__, "folded", why="in the weights that it computes")
+        Norm(
+            layer.path,
+            "folded",
+            layer=type(layer).__name__,
+            why="in the weights that it computes",
+        )
         for layer in model._flatten_layers()
         if isinstance(layer, Reparametrization | keras.layers.SpectralNormalization)
     ]
