@@ -406,8 +406,27 @@ def test_the_report_as_a_table():
 
 
 def test_tensors_above_rank_4_are_counted(tmp_path):
-    model = keras.Sequential([keras.Input((3, 4, 5, 2)), layers.ReLU()])
-    assert kn.tflite.convert(model, tmp_path / "m.tflite").rank_above_4 == 2
+    model = keras.Sequential([keras.Input((3, 4, 5, 2)), layers.ReLU(), kn.GroupNormalization(2)])
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    assert report.rank_above_4 == 3  # input, activation, result: nothing within the norm
+    assert "3 tensors above rank 4 (no norm adds any)" in report.notes[0]
+
+
+def test_gammas_of_every_element_are_pointed_out(tmp_path):
+    model = keras.Sequential([keras.Input((5, 4, 3)), kn.LayerNormalization(axis=(1, 2, 3))])
+    (norm,) = kn.tflite.convert(randomized(model), tmp_path / "m.tflite").norms
+    assert "take 480 bytes; GroupNormalization(1) has them for each channel" in norm.why
+
+
+@pytest.mark.parametrize("layer", [layers.LSTM(5), layers.Bidirectional(layers.GRU(4))], ids=str)
+def test_recurrent_layers_are_unrolled_for_integers(layer, tmp_path, rng):
+    model = keras.Sequential([keras.Input((6, 3)), layer, kn.LayerNormalization()])
+    data = rng.normal(size=(32, 6, 3)).astype("float32")
+    path = tmp_path / "m.tflite"
+    report = kn.tflite.convert(model, path, quantize="int8", representative_data=data)
+    assert "WHILE" not in report.ops
+    assert report.sqnr > 20
+    assert "WHILE" in kn.tflite.convert(model, path).ops
 
 
 def test_without_verifying(tmp_path, monkeypatch):

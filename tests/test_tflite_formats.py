@@ -22,7 +22,12 @@ NORMS = {"int16x8": "quantized"}
 SAMPLES = 32
 
 # What does not come out right, and why. What succeeds all the same fails the test.
-EXPECTED: dict[tuple[str, str], str] = {}
+_STEPS = "errors of rounding add up over the steps"
+EXPECTED: dict[tuple[str, str], str] = {
+    ("LayerNormLSTMCell", "int16x8"): f"{_STEPS}: 37.7 dB",
+    ("LayerNormGRUCell", "int8"): f"{_STEPS}: 22.9 dB",
+    ("LayerNormGRUCell", "int16x8"): f"{_STEPS}: 37.3 dB",
+}
 
 
 def cases():

@@ -26,14 +26,13 @@ def refuse(content: bytes, norms: Sequence[Norm], *, custom_op: bool, dynamic: b
         )
     nodes = {name: norm for norm in norms for name in norm.nodes}
     for graph in File(content).graphs:
+        rank = {graph.tensor_name(t): len(graph.shape(t)) for t in range(len(graph.raw.tensors))}
         for op in graph.operators:
             result = graph.outputs(op)[0]
             norm = nodes.get(graph.tensor_name(result))
             if norm is None:
                 continue
-            inputs = [t for t in graph.inputs(op) if t >= 0]
-            outer = max((len(graph.shape(t)) for t in inputs), default=0)
-            if len(graph.shape(result)) > max(4, outer):
+            if len(graph.shape(result)) > max(4, rank.get(norm.enters, 0)):
                 raise ConversionError(
                     f"{norm.path!r} would add a tensor above rank 4, of shape "
                     f"{graph.shape(result)}. No file was written."

@@ -118,7 +118,7 @@ def convert(
         agreements = verification.verified(content, want, samples, allowed, delegates)
     if metadata:
         first = {name: array[: inputs.batch] for name, array in samples.items()}
-        said = {
+        entries = {
             notes.CONVERSION: {
                 "keras_norms": library.VERSION,
                 "target": target,
@@ -129,21 +129,28 @@ def convert(
                 first, {name: array[: inputs.batch] for name, array in want.items()}
             ),
         }
-        content = notes.written(content, {name: v for name, v in said.items() if v is not None})
+        content = notes.written(content, {name: v for name, v in entries.items() if v is not None})
     with files.replacing(destination) as temporary:
         temporary.write_bytes(content)
+    stands = contents(content)
+    said = list(source.notes)
+    if stands.rank_above_4:
+        said.append(
+            f"The model itself has {stands.rank_above_4} tensors above rank 4 (no norm adds any), "
+            "which mobile GPUs refuse."
+        )
     return Report(
         path=str(destination),
         size=len(content),
         target=target,
         quantize=quantize,
-        ops=contents(content).ops,
-        rank_above_4=contents(content).rank_above_4,
+        ops=stands.ops,
+        rank_above_4=stands.rank_above_4,
         norms=tuple(found),
         agreements=tuple(agreements),
         tolerance=tolerance if quantize is None else None,
         samples=len(next(iter(samples.values()))) if verify else None,
-        notes=(*source.notes, *(result.warnings if result else ())),
+        notes=(*said, *(result.warnings if result else ())),
         choices=result.norms if result else (),
         distances=result.distances if result else (),
     )

@@ -96,6 +96,15 @@ def baked(model: keras.Model) -> ExitStack:
     return stack
 
 
+def unrolled(model: keras.Model) -> ExitStack:
+    """Within it, recurrent layers are a copy of their cell for each step, and not a loop."""
+    stack = ExitStack()
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll:
+            stack.enter_context(marks.attribute(layer, "unroll", True))
+    return stack
+
+
 def computed(model: keras.Model) -> list[Norm]:
     """The model's wrappers, of which nothing is left but the kernels they compute."""
     return [

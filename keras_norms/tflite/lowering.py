@@ -98,7 +98,8 @@ class _Region:
         self.operators: list[Any] = []
         self.forms: list[str] = []
         self.folded: list[str] = []
-        self.why: list[str] = []
+        self.why: list[str] = []  # it was not folded
+        self.notes: list[str] = []
 
 
 class _Pass:
@@ -263,6 +264,14 @@ class _Pass:
         beta = next(given) if options["has_beta"] else None
         gamma, beta = self._absorbed(region, y, view, gamma, beta)
         view = replace(view, gamma=gamma, beta=beta)
+        numbers = sum(
+            graph.value(p).size for p in (gamma, beta) if p is not None and graph.is_constant(p)
+        )
+        if view.channels > 1 and numbers:
+            region.notes.append(
+                f"gamma and beta of every element take {4 * numbers:,} bytes; "
+                "GroupNormalization(1) has them for each channel"
+            )
         if self.custom_op:
             op.inputs = [x, *(p for p in (gamma, beta) if p is not None)]
             op.customOptions = marks.options(
@@ -340,7 +349,9 @@ class _Pass:
         own = {id(op) for op in region.operators}
         enters = [t for t in read if t not in inside and graph.value(t) is None and t >= 0]
         leaves = [t for t in inside if any(op is None or id(op) not in own for op in consumers[t])]
-        why = region.why if len(nodes) <= 2 else []  # a layer that is more than a scale and a shift
+        why = list(region.notes)
+        if len(nodes) <= 2:  # else the layer is more than a scale and a shift
+            why += region.why
         if region.folded:
             why = [f"in the weights of {', '.join(region.folded)}", *why]
         layer = type(region.call.layer) if region.call else None

@@ -97,4 +97,5 @@ def between(flow: Flow, nodes: set[str]) -> set[str]:
     for node in reversed(flow.nodes):
         if node.output in nodes or before.intersection(node.outputs):
             before.update(node.inputs)
-    return (after & before & set(flow.producer)) - nodes
+    found = after & before & set(flow.producer)
+    return {flow.producer[name].output for name in found} - nodes

@@ -1,6 +1,7 @@
 """What a file is made of: a Keras model, whose layers can be lowered, or a SavedModel as it is."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ class KerasModel:
         """The float32 file with every norm in its form."""
         column = lowering.column(target, quantize)
         found = layers.replacements(self.model, column)
+        unrolled = layers.unrolled(self.model) if column == "integers" else ExitStack()
         with (
+            unrolled,
             precision.float32(self.model),
             layers.baked(self.model),
             normalize.portable(),
