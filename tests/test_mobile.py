@@ -34,7 +34,9 @@ SAMPLES = 4
 
 # What the GPU delegate does not do right, by model: the SQNR in dB by the inputs' deviation, for
 # "fp32" and for all of a model the reason.
-GPU_FAILS: dict[str, object] = {}
+GPU_FAILS: dict[str, object] = {
+    "LayerNormGRUCell": {5000: 42.9},  # what is rounded in one step of seven goes into the next
+}
 
 
 def convolutions():
