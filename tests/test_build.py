@@ -153,6 +153,7 @@ def test_library_path_prefers_what_fits(tmp_path, monkeypatch):
 # The package with another library, or none -----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_the_library(tmp_path):
     missing = str(tmp_path / "none.so")
     code = f"""{SHORT}
@@ -172,6 +173,7 @@ print(info.why_not)
     assert got == ["True", f"The compiled op is missing ({missing}). Run `keras-norms build`."]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_library_for_another_tensorflow_is_never_opened(tmp_path):
     """A real library, which leaves a file behind if it is opened."""
@@ -197,6 +199,7 @@ def test_a_library_for_another_tensorflow_is_never_opened(tmp_path):
     assert opened.exists()  # the trap works
 
 
+@pytest.mark.slow
 def test_a_library_that_does_not_load_is_told(tmp_path):
     file = write_library(tmp_path / "a.so", **own(tensorflow=library.tensorflow().version))
     got = python(f"{SHORT}\nprint(kn.kernel_info().why_not)", KERAS_NORMS_LIBRARY=str(file))
@@ -205,6 +208,7 @@ def test_a_library_that_does_not_load_is_told(tmp_path):
     assert len(got.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_import_takes_little_more_than_keras():
     code = """
 import time, keras
@@ -216,6 +220,7 @@ print(time.process_time() - start)
     assert took < 0.3, f"`import keras_norms` takes {took:.2f} s beyond `import keras`"
 
 
+@pytest.mark.slow
 def test_version():
     code = "import keras_norms; print(keras_norms.__version__)"
     assert python(code).strip() == library.VERSION == importlib.metadata.version("keras-norms")
@@ -251,6 +256,7 @@ def compiled(lines):
     return sorted(m[1] for m in found if m and m[1] != "tf/record.cc")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_build_compiles_only_what_changed(sources, tmp_path):
     def run(**arguments):

@@ -69,6 +69,7 @@ def test_doctor_names_the_chosen_instructions():
     )
 
 
+@pytest.mark.slow
 def test_doctor_without_the_library(tmp_path):
     missing = str(tmp_path / "none.so")
     done = command("doctor", "--json", KERAS_NORMS_LIBRARY=missing)
@@ -84,6 +85,7 @@ def test_doctor_without_the_library(tmp_path):
     assert f"  cure          {state['cure']}" in done.stdout
 
 
+@pytest.mark.slow
 def test_doctor_without_a_compiler(tmp_path):
     done = command(
         "doctor", "--json", KERAS_NORMS_LIBRARY=str(tmp_path / "none.so"), CXX="no-such-compiler"
@@ -115,6 +117,7 @@ def test_doctor_without_tensorflow(tmp_path):
     assert state["cure"].startswith("Run `pip install keras-norms[tensorflow]`")
 
 
+@pytest.mark.slow
 def test_doctor_on_another_backend():
     pytest.importorskip("torch")
     state = json.loads(command("doctor", "--json", KERAS_BACKEND="torch").stdout)
@@ -187,6 +190,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"keras-norms {library.VERSION}\n"
 
 
+@pytest.mark.slow
 def test_python_dash_m():
     done = subprocess.run(
         [sys.executable, "-m", "keras_norms.build", "--help"],

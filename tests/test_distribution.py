@@ -65,6 +65,7 @@ def test_two_logical_devices(kernel):
     finish(run("mirrored", kernel))
 
 
+@pytest.mark.slow
 @synchronizes
 @renormalizes
 @KERNELS

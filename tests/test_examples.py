@@ -20,6 +20,7 @@ def run(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "images", "epochs"),
     [("digits", 359, 3), pytest.param("mnist", 1000, 4, marks=pytest.mark.slow)],
@@ -44,6 +45,7 @@ def test_digits(data, images, epochs, tmp_path):
 
 
 # Keras 3.15 reads TensorFlow's variables by an interface that NumPy 2.4 calls old.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 def test_digits_that_cannot_be_learned_fail(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")

@@ -300,6 +300,7 @@ def test_fused_trained_what_is_exported(fused):
     assert sorted(ops) == ["KerasNorms>Normalize"] * 4 + ["KerasNorms>ScaleShift"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(write.__name__ for write in SAVED_MODELS), "trainer"])
 def test_saved_model_holds_built_in_ops_only(name, exported):
     ops = nodes(exported[0] / name)

@@ -268,6 +268,7 @@ def samples(rng):
     return x, x[:, -1, :1] * x[:, 0, 1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fit_and_files(jit_compile, rng, tmp_path):
     model, (x, y) = model_of(jit_compile), samples(rng)

@@ -491,6 +491,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_share_their_statistics():
     assert support.run_python(REPLICAS).stdout.strip().endswith("done")
 
@@ -498,6 +499,7 @@ def test_two_replicas_share_their_statistics():
 # What it is for.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_a_badly_scaled_net_learns(activation):
     """Six layers of small kernels: no signal comes through, until their lengths are set by data."""
