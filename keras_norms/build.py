@@ -24,12 +24,10 @@ if not __package__:  # run as a file: setup.py and the Makefile need neither Ker
     import compiling
     import cuda as nvidia
     import library
-    from compiling import COMPILER_CURE as COMPILER_CURE
     from compiling import BuildError, Unit, compiler_version, find_compiler
 else:
     from keras_norms import build_tflite, compiling, library
     from keras_norms import cuda as nvidia
-    from keras_norms.compiling import COMPILER_CURE as COMPILER_CURE
     from keras_norms.compiling import BuildError, Unit, compiler_version, find_compiler
 
 CUDA_SOURCES = (  # what a library with CUDA kernels has besides

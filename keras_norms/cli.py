@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from keras_norms import build, cli_tflite, cuda, library
+from keras_norms import build, cli_tflite, compiling, cuda, library
 
 # In a process of its own, since a broken TensorFlow or library may end the process it is in.
 _PROBE = """
@@ -118,7 +118,7 @@ def _cure(state: dict) -> str:
     if reason := library.refusal(state["library"] or state["destination"]):
         state["why_not"] = reason
         if state["compiler"] is None:
-            return build.COMPILER_CURE
+            return compiling.COMPILER_CURE
         return library.CURE
     if state["backend"] is None:
         return "Mend the import above; if it is the library's fault, `keras-norms build --force`."
@@ -140,8 +140,8 @@ def _version(name: str) -> str | None:
 
 def _compiler() -> str | None:
     try:
-        return build.compiler_version(build.find_compiler())
-    except build.BuildError:
+        return compiling.compiler_version(compiling.find_compiler())
+    except compiling.BuildError:
         return None
 
 
@@ -174,7 +174,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     rows += [
         ("backend", state["backend"] or "none can be imported"),
         ("kernel", state["kernel"] or "unknown"),
-        ("compiler", state["compiler"] or f"none. {build.COMPILER_CURE}"),
+        ("compiler", state["compiler"] or f"none. {compiling.COMPILER_CURE}"),
         ("library", state["library"] or f"none (would be {state['destination']})"),
     ]
     if record := state["record"]:

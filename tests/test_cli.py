@@ -10,7 +10,7 @@ from pathlib import Path
 import matrix
 import pytest
 
-from keras_norms import build, cli, library
+from keras_norms import cli, compiling, library
 from keras_norms.catalog import CATALOG
 
 COMMAND = Path(cli.__file__).resolve().parent.parent / "keras_norms_command.py"
@@ -77,7 +77,7 @@ def test_doctor_without_the_library(tmp_path):
     state = json.loads(done.stdout)
     assert state["why_not"] == f"The compiled op is missing ({missing}). Run `keras-norms build`."
     assert (state["fused"], state["library"], state["destination"]) == (False, None, missing)
-    assert state["cure"] == (library.CURE if state["compiler"] else build.COMPILER_CURE)
+    assert state["cure"] == (library.CURE if state["compiler"] else compiling.COMPILER_CURE)
     done = command("doctor", KERAS_NORMS_LIBRARY=missing)
     assert done.returncode == 1
     assert "fused op        does not work; the portable path computes" in done.stdout
@@ -92,7 +92,7 @@ def test_doctor_without_a_compiler(tmp_path):
     )
     state = json.loads(done.stdout)
     assert state["compiler"] is None
-    assert state["cure"] == build.COMPILER_CURE
+    assert state["cure"] == compiling.COMPILER_CURE
 
 
 def test_doctor_with_a_library_for_another_tensorflow(tmp_path):

@@ -37,7 +37,7 @@ class Report:
         notes: what else there is to know.
         choices: of a quantized file, which numbers each norm has, and why.
         distances: of a quantized file, how far each output and norm is from the float32 file's, on
-            samples like those of its calibration and on the same at a gain of 0.1 to 10.
+            samples of its calibration and on the same, weaker by up to 10 and shifted ("stress").
     """
 
     path: str
