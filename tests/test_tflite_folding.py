@@ -224,6 +224,22 @@ def test_a_mean_over_channels_goes_into_the_layer_before(tmp_path):
     assert "(the mean)" in report.norms[0].why
 
 
+def test_a_mean_over_groups_of_channels_stays(tmp_path):
+    """No weight of one group's outputs meets the other group's inputs."""
+    model = signed(chain(L.Conv2D(4, 3, groups=2), kn.LayerNormalization(name="norm")))
+    report = kn.tflite.convert(model, tmp_path / "m.tflite", target="cpu")
+    assert "SUB" in report.ops
+
+
+@pytest.mark.parametrize("make", [norm, lambda: kn.LayerNormalization(name="norm")])
+def test_channels_that_are_added_take_no_scale(make, tmp_path):
+    """As in residual networks whose shortcuts have fewer channels."""
+    wider = L.ZeroPadding2D(((0, 0), (1, 2)), data_format="channels_first")
+    model = signed(chain(L.ReLU(), make(), wider, L.Conv2D(4, 3)))
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    assert "in the weights" not in report.norms[0].why
+
+
 def test_wrappers_leave_their_kernels(tmp_path):
     model = chain(
         kn.WeightNormalization(L.Conv2D(4, 3)),

@@ -110,6 +110,8 @@ class Folding:
         if kind not in ("CONV_2D", "FULLY_CONNECTED"):
             raise Cannot(f"{kind} before it mixes no channels")
         w, bias = self._weights(op, kind)
+        if kind == "CONV_2D" and w.shape[3] != self.graph.shape(self.graph.inputs(op)[0])[3]:
+            raise Cannot(f"{kind} before it has groups, which see their own inputs alone")
         bias = None if bias is None else bias - bias.mean()
         return self._rewritten(op, kind, w - w.mean(0), bias)
 
@@ -156,7 +158,7 @@ class Folding:
         out = graph.shape(graph.outputs(op)[0])
         if kind == "RESHAPE":
             return self._through(op, *(self._reshaped(v, shape, out) for v in (a, b)))
-        if kind == "PAD" and not np.any(b):
+        if kind == "PAD" and not np.any(b) and out[-1] == shape[-1]:
             return self._through(op, self._vector(a, shape), np.zeros(1, np.float32))
         plain = getattr(op.builtinOptions, "fusedActivationFunction", NONE) == NONE
         if plain and kind == "AVERAGE_POOL_2D":
