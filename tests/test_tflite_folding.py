@@ -280,8 +280,19 @@ def kn_of(layer):
     return getattr(kn, type(layer).__name__).from_config(layer.get_config())
 
 
-def test_what_keras_computes_otherwise_stays_keras(tmp_path):
+@pytest.mark.parametrize("arguments", [{"axis": [1, -1]}, {"rms_scaling": True}])
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`")
+def test_what_keras_computes_otherwise_stays_keras(arguments, tmp_path):
     report = kn.tflite.convert(
-        randomized(chain(L.LayerNormalization(axis=[1, -1]))), tmp_path / "m.tflite"
+        randomized(chain(L.LayerNormalization(**arguments))), tmp_path / "m.tflite"
     )
     assert "as Keras computes it" in report.norms[0].why
+
+
+def test_how_keras_weights_began_does_not_matter(tmp_path):
+    class Halves(keras.initializers.Initializer):  # not registered
+        def __call__(self, shape, dtype=None):
+            return keras.ops.full(shape, 0.5, dtype)
+
+    model = chain(L.Conv2D(4, 3), L.BatchNormalization(gamma_initializer=Halves()))
+    assert kn.tflite.convert(model, tmp_path / "m.tflite").ops == {"CONV_2D": 1}

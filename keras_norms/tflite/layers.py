@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 import keras_norms as kn
+from keras_norms.base import PARTS
 from keras_norms.geometry import geometry
 from keras_norms.normalize import along_channels, moments, normalize, scale_shift
 from keras_norms.reparametrization import Reparametrization
@@ -40,7 +41,11 @@ _TWINS: dict[type, Callable[[Any, int], str]] = {
     keras.layers.BatchNormalization: lambda layer, rank: "",
     keras.layers.GroupNormalization: lambda layer, rank: "",
     keras.layers.LayerNormalization: lambda layer, rank: (
-        "" if _sorted(layer.axis, rank) else "Keras takes gamma in another order of the axes"
+        "rms_scaling divides by the standard deviation"
+        if layer.rms_scaling
+        else ""
+        if _sorted(layer.axis, rank)
+        else "Keras takes gamma in another order of the axes"
     ),
     keras.layers.RMSNormalization: lambda layer, rank: (
         "" if _axes(layer.axis, rank) == [rank - 1] else "Keras takes scale along the last axis"
@@ -264,7 +269,7 @@ def _twin(layer: keras.Layer, column: str) -> Callable:
         if why or training:
             return original(inputs, **({"training": training} if training else {}))
         ours = getattr(kn, type(layer).__name__)
-        twin = ours.from_config({**layer.get_config(), "dtype": "float32"})
+        twin = ours.from_config({**_numbers_of(layer), "dtype": "float32"})
         twin.built = True
         for name in _WEIGHTS:
             if getattr(layer, name, None) is not None:
@@ -272,6 +277,12 @@ def _twin(layer: keras.Layer, column: str) -> Callable:
         return _own(twin, column)(inputs)
 
     return call
+
+
+def _numbers_of(layer: keras.Layer) -> dict[str, Any]:
+    """The configuration without what makes weights, which may be a user's unregistered function."""
+    makers = tuple(PARTS)
+    return {k: v for k, v in layer.get_config().items() if not k.endswith(makers)}
 
 
 def _axes(axis: Any, rank: int) -> list[int]:
