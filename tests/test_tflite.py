@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -279,6 +280,65 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     kn.tflite.convert(model, tmp_path / "a.tflite", verify=False)
     kn.tflite.convert(model, tmp_path / "b.tflite")
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()
+
+
+def test_branches_have_the_same_names_every_time(tmp_path):
+    norm = kn.LayerNormalization()
+    norm.build((None, 3))
+
+    def function(x):
+        return keras.ops.cond(keras.ops.sum(x) > 0, lambda: norm(x), lambda: x)
+
+    model, paths = applying(function), [tmp_path / "1.tflite", tmp_path / "2.tflite"]
+    for path in paths:
+        kn.tflite.convert(model, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_two_threads_convert_the_same_model(tmp_path):
+    model = randomized(keras.Sequential([keras.Input((3,)), kn.LayerNormalization()]))
+
+    def write(k):
+        kn.tflite.convert(model, tmp_path / f"{k}.tflite", verify=False)
+        return (tmp_path / f"{k}.tflite").read_bytes()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(write, range(4)))) == 1
+    assert "call" not in vars(model.layers[0])
+
+
+class Traced(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.norm = kn.LayerNormalization()
+        self.dense = layers.Dense(2)
+        self.norm.build((None, 3))
+        self.dense.build((None, 3))
+
+    @tf.function
+    def call(self, x):
+        return self.dense(self.norm(x))
+
+
+@pytest.mark.parametrize("own", ["of the class", "of the object"])
+def test_tf_functions_are_traced_for_the_file_alone(own, tmp_path, rng):
+    """Else the model would go on by a trace with marks in it, and a file by one of before."""
+    model, x = randomized(Traced()), rng.normal(size=(4, 3)).astype("float32")
+    if own == "of the object":
+        model.call = tf.function(model.call.python_function)
+    model(x)  # of another batch
+    want = model.dense(model.norm(x[:1]))
+    for _ in range(2):
+        report = kn.tflite.convert(model, tmp_path / "m.tflite", input_shapes=(3,))
+        assert report.norms[0].form == "centred"
+    np.testing.assert_allclose(model(x[:1]), want, atol=1e-6)
+
+
+def test_norms_without_weights_have_a_name(tmp_path):
+    stack = [kn.PixelNormalization(), layers.UnitNormalization(), kn.LayerNormalization()]
+    model = keras.Sequential([keras.Input((3,)), *stack])
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    assert [norm.path.split("/")[-1] for norm in report.norms] == [layer.name for layer in stack]
 
 
 def test_nothing_of_the_model_changes(tmp_path):

@@ -5,6 +5,7 @@ and the bodies of loops), a `Graph` its operators in the order in which they run
 numbers, as in the file.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -87,6 +88,18 @@ class File:
             self.raw.buffers.append(buffer)
             self._constants[key] = len(self.raw.buffers) - 1
         return self._constants[key]
+
+    def name_graphs(self) -> None:
+        """Gives branches and bodies of loops the names they have in every conversion.
+
+        TensorFlow ends them with a count of the functions that the process has made.
+        """
+        for k, graph in enumerate(self.graphs[1:], 1):
+            old = graph.raw.name or b""
+            graph.raw.name = re.sub(rb"_\d+$", b"", old) + b"_%d" % k
+            for tensor in graph.raw.tensors:
+                if old and tensor.name and tensor.name.startswith(old):
+                    tensor.name = graph.raw.name + tensor.name.removeprefix(old)
 
     def name_apart(self) -> None:
         """Gives every tensor a name of its own, over all graphs."""

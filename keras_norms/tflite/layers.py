@@ -8,6 +8,7 @@ weights. Kernels that wrappers compute are computed once.
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from types import MethodType
 from typing import Any
 
 import keras
@@ -91,13 +92,16 @@ def _check(layer: keras.Layer, known: Mapping[type, str]) -> None:
 
 def baked(model: keras.Model) -> ExitStack:
     """Within it, our wrappers have their kernels computed: constants of the file."""
+    found = [
+        (layer, [(v, keras.ops.convert_to_numpy(value)) for v, value in layer.values()])
+        for layer in model._flatten_layers()
+        if isinstance(layer, Reparametrization)
+    ]
     stack = ExitStack()
-    for layer in model._flatten_layers():
-        if isinstance(layer, Reparametrization):
-            values = [(v, keras.ops.convert_to_numpy(value)) for v, value in layer.values()]
-            stack.enter_context(
-                marks.attribute(layer, "values", lambda values=values: _tensors(values))
-            )
+    for layer, values in found:
+        stack.enter_context(
+            marks.attribute(layer, "values", lambda values=values: _tensors(values))
+        )
     return stack
 
 
@@ -107,6 +111,32 @@ def unrolled(model: keras.Model) -> ExitStack:
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.RNN) and not layer.unroll:
             stack.enter_context(marks.attribute(layer, "unroll", True))
+    return stack
+
+
+def retraced(model: keras.Model) -> ExitStack:
+    """Within it, the layers' own tf.functions have no traces yet, and keep none after it.
+
+    A trace is kept by the shapes of the inputs alone: a file would hold what was traced for another
+    purpose, and the model would go on with marks in the place of its norms.
+    """
+    import tensorflow as tf
+
+    kind = tf.types.experimental.PolymorphicFunction
+    of_class: dict[type, dict[str, Any]] = {}
+    stack = ExitStack()
+    for layer in model._flatten_layers():
+        cls = type(layer)
+        if cls not in of_class:
+            known = {k: v for base in reversed(cls.__mro__) for k, v in vars(base).items()}
+            of_class[cls] = {k: v for k, v in known.items() if isinstance(v, kind)}
+        own = {k: v for k, v in vars(layer).items() if isinstance(v, kind)}
+        for name, function in {**of_class[cls], **own}.items():
+            plain = function.python_function
+            if name not in own:
+                plain = MethodType(plain, layer)
+            fresh = tf.function(plain, input_signature=function.input_signature)
+            stack.enter_context(marks.attribute(layer, name, fresh))
     return stack
 
 

@@ -66,6 +66,7 @@ def lower(
     Returns: the bytes of the new file, and its norms in the order in which they are computed.
     """
     file = File(content)
+    file.name_graphs()
     named = _Paths(calls)
     found = []
     for graph in file.graphs:
@@ -145,7 +146,7 @@ class _Pass:
                 ends[number][graph.name(op)].append(op)
         for number, found in sorted(ends.items()):
             call = self.named.calls[number]
-            region = _Region(self.named.name(call.layer.path), call)
+            region = _Region(self.named.name(call.path), call)
             self.regions.append(region)
             for op in self._between(found[marks.ENTER], found[marks.LEAVE]):
                 self.of[id(op)] = region

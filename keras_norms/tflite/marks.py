@@ -140,6 +140,11 @@ class Call:
     layer: keras.Layer
     note: str = ""  # what is to be said of how it was called
 
+    @property
+    def path(self) -> str:
+        """A layer without weights may have no path, as it is never built."""
+        return self.layer.path or self.layer.name
+
 
 class Marked:
     """The calls of a model's norm layers, by the number that stands in the file's marks."""

@@ -1,6 +1,7 @@
 """What a file is made of: a Keras model, whose layers can be lowered, or a SavedModel as it is."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from keras_norms.tflite import layers, lowering, marks, precision, writer
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.norms import Norm
 from keras_norms.tflite.signature import Input, Signature, signature
+
+# A model is changed for the time in which it is traced, and two threads may convert the same one.
+_CHANGING = threading.RLock()
 
 
 class KerasModel:
@@ -41,24 +45,29 @@ class KerasModel:
     ) -> tuple[bytes, list[Norm]]:
         """The float32 file with every norm in its form."""
         column = lowering.column(target, quantize)
-        found = layers.replacements(self.model, column)
-        unrolled = layers.unrolled(self.model) if column == "integers" else ExitStack()
-        with (
-            unrolled,
-            precision.float32(self.model),
-            layers.baked(self.model),
-            normalize.portable(),
-            marks.marking(found) as marked,
-        ):
-            content = writer.write(self.model, self.inputs)
+        with _CHANGING, ExitStack() as stack:
+            found = layers.replacements(self.model, column)
+            if column == "integers":
+                stack.enter_context(layers.unrolled(self.model))
+            content, marked = self._traced(found)
         content, norms = lowering.lower(
             content, marked.calls, target=target, quantize=quantize, custom_op=custom_op
         )
         return content, [*layers.computed(self.model), *norms]
 
+    def _traced(self, found: Mapping[keras.Layer, Callable]) -> tuple[bytes, marks.Marked]:
+        with (
+            precision.float32(self.model),
+            layers.retraced(self.model),
+            layers.baked(self.model),
+            normalize.portable(),
+            marks.marking(found) as marked,
+        ):
+            return writer.write(self.model, self.inputs), marked
+
     def reference(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Keras' outputs by name, in float32."""
-        with precision.float32(self.model):
+        with _CHANGING, precision.float32(self.model), layers.retraced(self.model):
             tensors = [keras.ops.convert_to_tensor(batch[i.name]) for i in self.inputs.inputs]
             outputs = writer.named(self.model(self.inputs.pack(tensors), training=False))
         return {name: keras.ops.convert_to_numpy(tensor) for name, tensor in outputs.items()}
