@@ -341,6 +341,20 @@ def test_norms_without_weights_have_a_name(tmp_path):
     assert [norm.path.split("/")[-1] for norm in report.norms] == [layer.name for layer in stack]
 
 
+def largest_of_all(x):
+    return x * keras.ops.max(keras.ops.reshape(x, (-1,)))
+
+
+def taken_from_a_vector(x):
+    vector = keras.ops.reshape(x, (-1,)) * 2.0
+    return x * keras.ops.take(vector, keras.ops.array([1, 2, 0]), axis=0)
+
+
+@pytest.mark.parametrize("function", [largest_of_all, taken_from_a_vector])
+def test_vectors_within_a_model(function, tmp_path):
+    kn.tflite.convert(applying(function), tmp_path / "m.tflite")  # which compares
+
+
 def test_nothing_of_the_model_changes(tmp_path):
     model = network()
     model.compile("adam", "mse")

@@ -65,13 +65,15 @@ def ranks(graph: Graph) -> None:
     Elementwise operations broadcast as before, and what reshapes or reduces is told so. Where
     anything else reads such a tensor, all stay as they are.
     """
-    kinds = set(_ELEMENTWISE) | {"LOGISTIC", "RESHAPE", "REDUCE_MAX", "MEAN"}
     producers, ends = graph.producers(), {int(t) for t in graph.raw.outputs}
-    low = {t for t in producers if len(graph.shape(t)) < 2}
-    for op in graph.operators:
-        around = {*graph.inputs(op), *graph.outputs(op)}
-        if low & around and (graph.name(op) not in kinds or not graph.is_float(around & low)):
-            low -= around
+    every = {t for t in producers if len(graph.shape(t)) < 2}
+    low, before = set(every), None
+    while before != low:  # one that stays keeps those beside it
+        before = set(low)
+        for op in graph.operators:
+            around = every.intersection((*graph.inputs(op), *graph.outputs(op)))
+            if around and not (_takes_ranks(graph, op, every) and around <= low):
+                low -= around
     if not low or low & ends:
         return
     for op in graph.operators:
@@ -80,10 +82,12 @@ def ranks(graph: Graph) -> None:
             continue
         shape = graph.shape(result)
         if kind in ("REDUCE_MAX", "MEAN"):
-            if op.builtinOptions.keepDims or shape:
-                continue
             op.builtinOptions.keepDims = True
             wanted = (1,) * len(graph.shape(inputs[0]))
+            over = graph.constant(
+                np.arange(len(wanted), dtype=np.int32), f"{graph.tensor_name(result)}/axes"
+            )
+            op.inputs = [inputs[0], over]
         elif kind == "RESHAPE":
             wanted = (1,) * (2 - len(shape)) + shape
             sizes = np.asarray([-1 if s is None else s for s in wanted], np.int32)
@@ -94,6 +98,14 @@ def ranks(graph: Graph) -> None:
         else:
             wanted = broadcast((1, 1), *(graph.shape(t) for t in inputs))
         graph.set_shape(result, wanted)
+
+
+def _takes_ranks(graph: Graph, op: Any, low: set[int]) -> bool:
+    """Whether an operator can be told of more axes of the tensors in `low`."""
+    kind, around = graph.name(op), {*graph.inputs(op), *graph.outputs(op)}
+    if kind in ("REDUCE_MAX", "MEAN"):  # of everything; other axes would have other numbers
+        return graph.shape(graph.outputs(op)[0]) == () and graph.is_float(around & low)
+    return kind in {*_ELEMENTWISE, "LOGISTIC", "RESHAPE"} and graph.is_float(around & low)
 
 
 def splits(graph: Graph, operators: Sequence[Any]) -> list[tuple[Any, Any]]:
