@@ -216,6 +216,32 @@ def test_gammas_of_every_element_go_into_a_dense_layer(tmp_path):
     assert report.size < without.size + 200
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int16x8"])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_integers_keep_unequal_channels_apart(padding, quantize, tmp_path, rng):
+    """In the weights after it a factor of 1/30 would leave a channel few of 256 steps."""
+    scales = np.array([1, 30, 1, 5, 1, 1], "float32")
+    model = chain(L.ReLU(), norm(), L.Conv2D(8, 3, padding=padding))
+    model.get_layer("norm").set_weights([np.ones(6), np.full(6, 0.3), 0.8 * scales, scales**2 / 3])
+    data = rng.normal(size=(64, *IMAGE)).astype("float32") * scales
+    report = kn.tflite.convert(
+        model, tmp_path / "m.tflite", quantize=quantize, representative_data=data
+    )
+    assert report.norms[0].form == "multiply and add"
+    assert min(agreement.sqnr for agreement in report.agreements) > 33
+
+
+def test_integers_take_in_equal_channels(tmp_path, rng):
+    model = chain(L.ReLU(), norm(), L.Conv2D(8, 3))
+    report = kn.tflite.convert(
+        model,
+        tmp_path / "m.tflite",
+        quantize="int8",
+        representative_data=rng.normal(size=(16, *IMAGE)).astype("float32"),
+    )
+    assert report.norms[0].form == "folded"
+
+
 def test_a_mean_over_channels_goes_into_the_layer_before(tmp_path):
     model = signed(chain(L.Dense(7), kn.LayerNormalization(name="norm"), shape=ROW))
     report = kn.tflite.convert(model, tmp_path / "m.tflite", target="cpu")
