@@ -1,21 +1,19 @@
 """Starts the `keras-norms` command without importing Keras.
 
 `import keras_norms` imports Keras and its backend. The command has to speak where that fails, and
-`keras-norms build` needs neither; so `keras_norms.cli` is imported as part of an empty package.
+`keras-norms build` needs neither; so `keras_norms.cli` is imported as part of a package whose own
+code has not run. `cli_tflite.whole_package` runs it where a command needs it.
 """
 
 import importlib.util
 import os
 import sys
-import types
 
 
 def main() -> int:
     """The `keras-norms` command."""
-    if "list" not in sys.argv[1:2]:  # which reads the layers' table
-        package = types.ModuleType("keras_norms")
-        package.__path__ = importlib.util.find_spec("keras_norms").submodule_search_locations
-        sys.modules["keras_norms"] = package
+    spec = importlib.util.find_spec("keras_norms")
+    sys.modules["keras_norms"] = importlib.util.module_from_spec(spec)
     try:
         from keras_norms import cli
     except ImportError as error:

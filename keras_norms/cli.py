@@ -228,6 +228,7 @@ def _list(arguments: argparse.Namespace) -> int:
         _print_table(_matrix())
         return 0
     try:
+        cli_tflite.whole_package()
         from keras_norms import catalog
     except ImportError as error:
         print(f"keras-norms list: {error}. Run `keras-norms doctor`.", file=sys.stderr)

@@ -5,10 +5,12 @@ Like `cli.py`, it imports neither Keras nor TensorFlow before a command runs.
 
 import argparse
 import contextlib
-import json
+import importlib
+import math
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 TARGETS = ("any", "cpu", "gpu", "npu")
 QUANTIZE = ("float16", "dynamic", "int8", "int16x8")
@@ -29,16 +31,16 @@ def add_commands(commands: Any) -> None:
     text = "what the norms of an integer file compute in"
     export.add_argument("--norms", choices=NORMS, default="auto", help=text)
     text = "samples of one run; 0 leaves it open"
-    export.add_argument("--batch-size", type=int, default=1, metavar="N", help=text)
+    export.add_argument("--batch-size", type=_whole, default=1, metavar="N", help=text)
     text = "an input's sizes without the batch, as 224,224,3 or image=224,224,3; ? leaves one open"
-    export.add_argument("--input-shape", action="append", metavar="SIZES", help=text)
+    export.add_argument("--input-shape", type=_shape, action="append", metavar="SIZES", help=text)
     text = "write norms as the custom op (see `keras-norms build --tflite`)"
     export.add_argument("--custom-op", action="store_true", help=text)
     export.add_argument("--no-verify", action="store_true", help="do not run the file")
     text = "samples to compare on: an .npz or .npy"
     export.add_argument("--data", metavar="FILE", help=text)
     text = "largest difference from Keras in a float32 file, relative to the largest output"
-    export.add_argument("--tolerance", type=float, default=1e-5, help=text)
+    export.add_argument("--tolerance", type=_positive, default=1e-5, help=text)
     text = "leave out what the file would say of itself"
     export.add_argument("--no-metadata", action="store_true", help=text)
     _finish(export, _export)
@@ -58,41 +60,92 @@ def add_commands(commands: Any) -> None:
     text = "time .tflite files against each other"
     timer = commands.add_parser("bench", help=text, description=text)
     timer.add_argument("files", nargs="+", metavar="file")
-    timer.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each")
-    timer.add_argument("--runs", type=int, default=50, metavar="N", help="timed runs of each")
+    timer.add_argument("--threads", type=_count, default=1, metavar="N", help="threads of each")
+    timer.add_argument("--runs", type=_count, default=50, metavar="N", help="timed runs of each")
     timer.add_argument("--data", metavar="FILE", help="samples: an .npz or .npy; else noise")
     _finish(timer, _bench)
 
 
 def _finish(parser: argparse.ArgumentParser, run: Callable) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=lambda arguments: _reported(parser.prog, run, arguments))
+    parser.epilog = "TensorFlow's log is shown if TF_CPP_MIN_LOG_LEVEL is set."
+    parser.set_defaults(run=lambda arguments: _reported(parser, run, arguments))
 
 
-def _reported(name: str, run: Callable, arguments: argparse.Namespace) -> int:
+def _reported(parser: argparse.ArgumentParser, run: Callable, arguments: argparse.Namespace) -> int:
     """Runs a command; what goes wrong is a line on stderr and the exit status 1."""
+    if usage := _wrong_usage(arguments):
+        parser.error(usage)
     try:
-        with _progress(name):
+        with _quiet() as terminal, _progress(parser.prog, terminal):
+            whole_package()
             text = run(arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(text)
     return 0
 
 
+def _wrong_usage(arguments: argparse.Namespace) -> str | None:
+    """Options that exclude or need each other, said before anything is loaded."""
+    given = vars(arguments)
+    if given.get("quantize") in ("int8", "int16x8") and not given["calibration"]:
+        return f"--quantize {given['quantize']} needs --calibration FILE"
+    if given.get("calibration") and given["quantize"] not in ("int8", "int16x8"):
+        return "--calibration is for --quantize int8 and int16x8"
+    if given.get("no_verify") and given["data"]:
+        return "--data is what the file is compared on, and --no-verify compares nothing"
+    names = [name for name, _ in given.get("input_shape") or ()]
+    if len(set(names)) < len(names) or ("" in names and len(names) > 1):
+        return "--input-shape given several times needs a name in each: image=224,224,3"
+    return None
+
+
+def whole_package() -> None:
+    """Runs the package's own code, which imports Keras, if it has not run yet."""
+    package = importlib.import_module("keras_norms")
+    if not hasattr(package, "__all__"):  # as keras_norms_command.py leaves it
+        importlib.reload(package)
+
+
 @contextlib.contextmanager
-def _progress(name: str):
+def _quiet() -> Iterator[TextIO]:
+    """Keeps the libraries' logs off stderr; yields what writes there nevertheless.
+
+    TensorFlow and LiteRT write some of theirs at any level, and to the descriptor itself.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or sys.stderr is not sys.__stderr__:
+        yield sys.stderr
+        return
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        with os.fdopen(os.dup(kept), "w") as terminal:
+            yield terminal
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+@contextlib.contextmanager
+def _progress(name: str, terminal: TextIO) -> Iterator[None]:
     """Shows what is being done, where somebody watches."""
-    if not sys.stderr.isatty():
+    if not terminal.isatty():
         yield
         return
     from rich.console import Console
+    from rich.markup import escape
 
-    with Console(stderr=True).status(f"{name}: loading TensorFlow") as status:
+    with Console(file=terminal).status(f"{name}: loading TensorFlow") as status:
+        # Not before: the package's code runs when it is imported.
+        whole_package()
         from keras_norms.tflite import progress
 
-        with progress.told_to(lambda step: status.update(f"{name}: {step}")):
+        with progress.told_to(lambda step: status.update(escape(f"{name}: {step}"))):
             yield
 
 
@@ -133,9 +186,8 @@ def _compare(arguments: argparse.Namespace) -> str:
 
 
 def _bench(arguments: argparse.Namespace) -> str:
-    from dataclasses import asdict
-
     from keras_norms import tflite
+    from keras_norms.tflite.text import as_json
 
     rows = tflite.bench(
         arguments.files,
@@ -144,7 +196,7 @@ def _bench(arguments: argparse.Namespace) -> str:
         data=_arrays(arguments.data),
     )
     if arguments.json:
-        return json.dumps([asdict(row) for row in rows], indent=2)
+        return as_json(rows)
     width = max(len(row.path) for row in rows)
     lines = [f"{'file':<{width}}  median us   least us  times as fast as the first"]
     lines += [f"{r.path:<{width}}  {r.median:>9.1f}  {r.least:>9.1f}  {r.ratio:.2f}" for r in rows]
@@ -167,18 +219,42 @@ def _arrays(path: str | None) -> Any:
     return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays
 
 
-def _shapes(texts: list[str] | None) -> Any:
+def _shapes(given: list[tuple[str, tuple]] | None) -> Any:
     """Sizes as `convert` takes them."""
-    if not texts:
+    if not given:
         return None
+    shapes = dict(given)
+    return shapes.get("", shapes)
+
+
+def _shape(text: str) -> tuple[str, tuple[int | None, ...]]:
+    """An input's name, empty if there is none, and its sizes."""
+    name, _, sizes = text.rpartition("=")
     try:
-        named = [text.rpartition("=")[::2] for text in texts]
-        shapes = {
-            name: tuple(None if size == "?" else int(size) for size in sizes.split(","))
-            for name, sizes in named
-        }
-    except ValueError:
-        raise ValueError(
-            f"--input-shape must be sizes, as 224,224,3 or image=224,224,3. Received: {texts}"
+        return name, tuple(
+            None if size.strip() == "?" else _count(size) for size in sizes.split(",")
+        )
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be sizes, as 224,224,3 or image=224,224,3. Received: {text!r}"
         ) from None
-    return shapes[""] if list(shapes) == [""] else shapes
+
+
+def _whole(text: str) -> int:
+    return _number(text, int, 0, "an integer of 0 or more")
+
+
+def _count(text: str) -> int:
+    return _number(text, int, 1, "an integer above 0")
+
+
+def _positive(text: str) -> float:
+    return _number(text, float, math.ulp(0), "a number above 0")
+
+
+def _number(text: str, kind: type, least: float, words: str) -> Any:
+    with contextlib.suppress(ValueError):
+        number = kind(text)
+        if least <= number < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"must be {words}. Received: {text!r}")

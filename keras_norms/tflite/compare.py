@@ -1,10 +1,9 @@
 """Two `.tflite` files on the same samples, and how fast each is."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from keras_norms.tflite.measure import Distance, distance
 from keras_norms.tflite.probe import probe
 from keras_norms.tflite.runtimes import Runtime
 from keras_norms.tflite.signature import Input, fits, is_array, per_input
+from keras_norms.tflite.text import as_json, table
 from keras_norms.tflite.verify import generate
 
 
@@ -38,7 +38,7 @@ class Comparison:
     ops: tuple[int, int]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
+        return as_json(self)
 
     def __str__(self) -> str:
         rows = [
@@ -54,8 +54,7 @@ class Comparison:
                     f"{d.max_error:.3g}",
                 )
             )
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return table(rows)
 
 
 def compare(a: str | os.PathLike, b: str | os.PathLike, data: Any = None) -> Comparison:

@@ -1,9 +1,8 @@
 """What stands in a `.tflite` file, read without running it."""
 
-import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from keras_norms.tflite import metadata
 from keras_norms.tflite.contents import Contents, contents_of
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.graph import File, Graph
+from keras_norms.tflite.text import as_json, table
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Inspection:
     test_vectors: bool
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
+        return as_json(self)
 
     def __str__(self) -> str:
         rows = [
@@ -77,8 +77,7 @@ class Inspection:
             forms = said.get("norms")
             if isinstance(forms, dict):
                 rows += [(f"  {path}", f"{form}") for path, form in forms.items()]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return table(rows)
 
 
 def inspect(path: str | os.PathLike) -> Inspection:

@@ -1,13 +1,13 @@
 """What a conversion has to say about the file it wrote."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from keras_norms.tflite.measure import Distance
 from keras_norms.tflite.norms import Norm
 from keras_norms.tflite.quantize import Choice
+from keras_norms.tflite.text import as_json, table
 from keras_norms.tflite.verify import Agreement
 
 NUMBERS = {
@@ -80,7 +80,7 @@ class Report:
         return min((a.sqnr for a in self.agreements if a.sqnr is not None), default=None)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
+        return as_json(self)
 
     def to_markdown(self) -> str:
         """The same as tables of Markdown."""
@@ -127,8 +127,7 @@ class Report:
             if where.startswith("output "):
                 rows.append((f"{where}, {on}", f"{d.sqnr:.1f} dB (worst batch {d.worst:.1f})"))
         rows += [("note", note) for note in self.notes]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return table(rows)
 
     def _rows(self) -> list[tuple[str, str]]:
         return [
