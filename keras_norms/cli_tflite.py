@@ -55,6 +55,8 @@ def add_commands(commands: Any) -> None:
     comparer.add_argument("a")
     comparer.add_argument("b")
     comparer.add_argument("--data", metavar="FILE", help="samples: an .npz or .npy; else noise")
+    text = "seconds that each file may take"
+    comparer.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help=text)
     _finish(comparer, _compare)
 
     text = "time .tflite files against each other"
@@ -181,7 +183,8 @@ def _inspect(arguments: argparse.Namespace) -> str:
 def _compare(arguments: argparse.Namespace) -> str:
     from keras_norms import tflite
 
-    found = tflite.compare(arguments.a, arguments.b, _arrays(arguments.data))
+    data = _arrays(arguments.data)
+    found = tflite.compare(arguments.a, arguments.b, data, timeout=arguments.timeout)
     return found.to_json() if arguments.json else str(found)
 
 

@@ -1,5 +1,6 @@
 """Two `.tflite` files on the same samples, and how fast each is."""
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -8,15 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from keras_norms.tflite import progress
+from keras_norms.tflite import custom_op, progress
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.inspection import Inspection, Tensor, inspect, read
 from keras_norms.tflite.measure import Distance, distance
-from keras_norms.tflite.probe import probe
+from keras_norms.tflite.probe import is_ours, probe
 from keras_norms.tflite.runtimes import Runtime
 from keras_norms.tflite.signature import Input, fits, is_array, per_input
 from keras_norms.tflite.text import as_json, table
-from keras_norms.tflite.verify import generate
+from keras_norms.tflite.verify import generate, generated_shape
+
+TIMEOUT = 600.0  # seconds
+LARGEST_NOISE = 1 << 30  # bytes of samples that are made up
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,28 @@ class Comparison:
         return table(rows)
 
 
-def compare(a: str | os.PathLike, b: str | os.PathLike, data: Any = None) -> Comparison:
+def compare(
+    a: str | os.PathLike, b: str | os.PathLike, data: Any = None, *, timeout: float = TIMEOUT
+) -> Comparison:
     """Runs two files in LiteRT on the same samples; each in a process of its own.
 
     Args:
         a, b: the files. Their inputs agree, and their outputs, by name or, if there is one, alone.
         data: `(samples, ...)`, an array for files of one input, else a dict by input name; the
             number of samples is a multiple of the files' batch size. None: 8 samples of noise.
+        timeout: seconds > 0 that each file may take.
 
-    Raises: ConversionError, a ValueError, if a file is damaged or cannot be run, or if they do not
-        fit each other; ValueError, if the samples do not fit them.
+    Raises: ConversionError, a ValueError, if a file is damaged, cannot be run or takes too long, or
+        if they do not fit each other; ValueError, if the samples do not fit them.
     """
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
+        raise ValueError(f"`timeout` must be a number above 0. Received: {timeout!r}")
     first, second = inspect(a), inspect(b)
     batches = _batches(first, data)
     progress.say(f"running {first.path}")
-    want = probe(read(a)[0], batches).outputs
+    want = _outputs(first, batches, timeout)
     progress.say(f"running {second.path}")
-    got = probe(read(b)[0], _batches(second, data)).outputs
+    got = _outputs(second, _batches(second, data), timeout)
     if len(want) == len(got) == 1:
         got = dict.fromkeys(want, next(iter(got.values())))
     shapes = [{name: array.shape for name, array in found.items()} for found in (want, got)]
@@ -90,6 +99,10 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, data: Any = None) -> Com
         sizes=(first.size, second.size),
         ops=(sum(first.ops.values()), sum(second.ops.values())),
     )
+
+
+def _outputs(file: Inspection, batches: list, timeout: float) -> dict[str, np.ndarray]:
+    return probe(read(file.path)[0], batches, timeout=timeout).outputs
 
 
 @dataclass(frozen=True)
@@ -119,10 +132,12 @@ def bench(
     runners = []
     for path in paths:
         progress.say(f"opening {path}")
-        batch = _batches(inspect(path), data)[:1]
+        file = inspect(path)
+        batch = _batches(file, data)[:1]
         content = read(path)[0]
-        probe(content, batch)  # what ends a process is to end that one
-        runner = Runtime(threads=threads).open(content).get_signature_runner()
+        probe(content, batch, timeout=TIMEOUT)  # what ends a process is to end that one
+        delegates = [custom_op.delegate()] if any(map(is_ours, file.custom)) else []
+        runner = Runtime(threads=threads).open(content, delegates).get_signature_runner()
         runners.append((runner, batch[0]))
     times = np.empty((runs, len(runners)))
     for k in range(-1, runs):
@@ -147,6 +162,11 @@ def _batches(file: Inspection, data: Any) -> list[dict[str, np.ndarray]]:
     inputs = tuple(Input(t.name, t.shape, t.dtype) for t in file.inputs)
     size = _batch(file.inputs)
     if data is None:
+        if sum(8 * math.prod(generated_shape(i)) for i in inputs) > LARGEST_NOISE:  # float64
+            raise ConversionError(
+                f"The inputs are too large for samples that are made up: pass `data`. Received: "
+                f"{ {i.name: i.shape for i in inputs} } in {file.path!r}"
+            )
         arrays = generate(inputs)
     else:
         arrays = per_input(data, [i.name for i in inputs], "data", one=is_array)

@@ -17,6 +17,7 @@ from keras_norms.tflite import samples as sampling
 from keras_norms.tflite import verify as verification
 from keras_norms.tflite.checks import refuse
 from keras_norms.tflite.contents import contents
+from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.load import load
 from keras_norms.tflite.report import Report
 from keras_norms.tflite.runtimes import in_batches, litert
@@ -46,13 +47,16 @@ def convert(
 
     Every norm, ours or Keras', is written in the form its target needs, or is taken into the
     weights of the layer before or after it where that is exact. The file is put at `path` when it
-    has proved right: before, or if anything fails, `path` is as it was. The model, its weights and
-    the kernel in use are left as they are. Converting twice gives the same bytes.
+    has proved right: before, or if anything fails, `path` is as it was. (A process that is killed
+    while it writes may leave a file `.NAME.XXXXXXXX.tmp` beside it, which can be deleted.) The
+    model, its weights and the kernel in use are left as they are. Converting twice gives the same
+    bytes.
 
     Args:
         model: a built Keras model with one argument (any structure of tensors), of any kind, or the
             path of a saved one: `.keras`, `.h5`, or a SavedModel folder, which has lost its layers
-            and is converted as it is. Code in a file (a Lambda layer) is not run.
+            and is converted as it is. Python code in a file (a Lambda layer) is not run; a
+            SavedModel is a program itself, and is run to be compared.
         path: ends in `.tflite`; an older file is replaced.
         target: what runs the file. "cpu": the fastest form there; "gpu", "npu": right in 16-bit
             floats, for any size of the input; "any": right everywhere, and fast.
@@ -64,7 +68,8 @@ def convert(
         norms: for those two, what the norms compute in. "auto": each in floats where 8 bits would
             cost it more than 3 dB; "float", "quantized": all of them.
         batch_size: int > 0, the samples that one run of the file takes; None leaves it open, which
-            costs operations and speed and is refused for "int8" and "int16x8".
+            costs operations and speed and is refused for "int8" and "int16x8". A SavedModel may
+            have been written for one.
         input_shapes: sizes without the batch, for models that leave some open: a tuple, or a list
             or a dict by input name of tuples. A size given as None stays open.
         custom_op: whether each norm is one node `KerasNorms>Normalize`, which runs where its
@@ -91,6 +96,12 @@ def convert(
     source = source_of(load(model), batch_size, input_shapes)
     inputs = source.inputs
     static = quantize in quantization.STATIC
+    if static and inputs.dynamic:
+        sizes = {i.name: i.shape for i in inputs.inputs}
+        raise ConversionError(
+            f"quantize={quantize!r} needs fixed sizes: the ranges of numbers are measured for one "
+            f"size. Give `batch_size` and every size in `input_shapes`. Received: {sizes}"
+        )
     if verify or static:
         litert()
     if static != (representative_data is not None):

@@ -9,6 +9,7 @@ from typing import Any
 from keras_norms.tflite import metadata
 from keras_norms.tflite.contents import Contents, contents_of
 from keras_norms.tflite.errors import ConversionError
+from keras_norms.tflite.extent import check_extent
 from keras_norms.tflite.graph import File, Graph
 from keras_norms.tflite.text import as_json, table
 
@@ -101,7 +102,7 @@ def read(path: str | os.PathLike) -> tuple[bytes, File]:
         raise TypeError(f"`path` must be a string or a path. Received: {path!r}")
     try:
         content = Path(path).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError if the name holds a zero
         raise ConversionError(f"The file cannot be read: {error}") from error
     if content[4:8] != b"TFL3":
         raise ConversionError(
@@ -109,6 +110,7 @@ def read(path: str | os.PathLike) -> tuple[bytes, File]:
             f"{len(content)} bytes"
         )
     try:
+        check_extent(content)
         return content, File(content)
     except Exception as error:  # damaged bytes can make the reader fail in any way
         raise _unsound(path, error) from error

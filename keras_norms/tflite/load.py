@@ -1,6 +1,7 @@
 """The model of a conversion, from wherever it is."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,48 @@ def load(model: Any) -> keras.Model | Path:
             f"SavedModel. Received: {model!r}"
         )
     path = Path(model)
+    if not os.path.exists(path):  # and not pathlib's, which raises for a name that is too long
+        raise ConversionError(f"There is no such file. Received: {_shown(path)}")
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
-            raise ConversionError(f"A folder must be a SavedModel. Received: {str(path)!r}")
+            raise ConversionError(f"A folder must be a SavedModel. Received: {_shown(path)}")
         return path
-    if not path.is_file():
-        raise ConversionError(f"There is no such file. Received: {str(path)!r}")
     if path.suffix not in (".keras", ".h5", ".hdf5"):
         raise ConversionError(
-            f"A saved model must end in .keras or .h5, or be a SavedModel. Received: {str(path)!r}"
+            f"A saved model must end in .keras or .h5, or be a SavedModel. Received: {_shown(path)}"
+        )
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        raise ConversionError(
+            "A .keras file must be a whole zip archive: this one is empty, cut off or something "
+            f"else. Received: {_shown(path)}, {path.stat().st_size} bytes"
         )
     try:
         loaded = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a hostile file can make the loader fail in any way
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConversionError(
-            f"{str(path)!r} cannot be loaded as a Keras model: {reason[0][:300]}"
+            f"{_shown(path)} cannot be loaded as a Keras model: {_reason(error)}"
         ) from error
     if not isinstance(loaded, keras.Model):
         raise ConversionError(
-            f"The file must hold a model. Received: {str(path)!r}, which holds a "
+            f"The file must hold a model. Received: {_shown(path)}, which holds a "
             f"{type(loaded).__name__}"
         )
     return loaded
+
+
+def _shown(path: Path) -> str:
+    text = repr(str(path))
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _reason(error: Exception) -> str:
+    """In one line. Keras' advice on unsafe files is for who loads them."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    said, _, advice = text.partition(" If you trust the source")
+    if advice:
+        said += (
+            " If you trust the file, load it by `keras.models.load_model(path, safe_mode=False)` "
+            "and convert the model."
+        )
+        return said[:1000]
+    return said[:300]

@@ -44,6 +44,7 @@ def probe(
     *,
     tensors: Iterable[str] = (),
     ranges: bool = False,
+    timeout: float | None = None,
 ) -> Seen:
     """Runs a file on some batches.
 
@@ -52,8 +53,9 @@ def probe(
         batches: by the signature's input names, in the file's sizes.
         tensors: names of tensors to return beside the outputs.
         ranges: whether to find every float32 tensor's range.
+        timeout: seconds > 0 that the process may take; None: any.
 
-    Raises: ConversionError, if the process dies or fails.
+    Raises: ConversionError, if the process dies, fails or takes longer.
     """
     library = _library(content)
     job = {"batches": len(batches), "ranges": ranges, "tensors": list(tensors)}
@@ -64,7 +66,7 @@ def probe(
         arrays = {f"{k}/{name}": a for k, batch in enumerate(batches) for name, a in batch.items()}
         np.savez(folder / "samples.npz", **arrays)
         command = [sys.executable, "-P", str(CHILD), str(folder), *library]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = _ended(command, timeout)
         if done.returncode:
             raise ConversionError(_reason(done.returncode, done.stderr))
         with np.load(folder / "result.npz") as file:
@@ -77,10 +79,26 @@ def probe(
     return Seen(part("output/"), part("tensor/"), pairs)
 
 
+def _ended(command: Sequence[str], timeout: float | None) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        raise ConversionError(
+            f"LiteRT did not come to an end with the file in {timeout:g} s."
+        ) from None
+
+
+def is_ours(op: str) -> bool:
+    """Whether a custom operation is the one that `keras_norms.tflite.custom_op` runs."""
+    return op.startswith(OURS)
+
+
 def _library(content: bytes) -> list[str]:
     """The delegate that runs our operations, if there are any in the file."""
     custom = {node.op for node in Flow(content).all_nodes if node.custom}
-    if not any(name.startswith(OURS) for name in custom):
+    if not any(map(is_ours, custom)):
         return []
     from keras_norms.tflite.custom_op import library
 

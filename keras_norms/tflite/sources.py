@@ -18,6 +18,11 @@ from keras_norms.tflite.signature import Input, Signature, signature
 # A model is changed for the time in which it is traced, and two threads may convert the same one.
 _CHANGING = threading.RLock()
 
+OPEN_SIZES = (
+    "Sizes are left open: the file computes shapes while it runs, XNNPACK and mobile GPUs serve "
+    "less of it, and it cannot be quantized to integers."
+)
+
 
 class KerasModel:
     """Attributes:
@@ -35,10 +40,7 @@ class KerasModel:
         self.inputs = signature(model, batch_size=batch_size, input_shapes=input_shapes)
         self.notes: list[str] = []
         if self.inputs.dynamic:
-            self.notes.append(
-                "Sizes are left open: the file computes shapes while it runs, XNNPACK and mobile "
-                "GPUs serve less of it, and it cannot be quantized to integers."
-            )
+            self.notes.append(OPEN_SIZES)
 
     def written(
         self, target: str, quantize: str | None, custom_op: bool
@@ -92,30 +94,44 @@ class SavedModel:
                 f"{str(path)!r} cannot be loaded as a SavedModel with a serving signature: "
                 f"{str(error).splitlines()[0][:300] if str(error) else type(error).__name__}"
             ) from error
-        self.path = path
         specs = self._function.structured_input_signature[1]
         self.inputs = Signature(
-            tuple(
-                Input(name, tuple(spec.shape.as_list()), spec.dtype.name)
-                for name, spec in sorted(specs.items())
-            ),
+            tuple(_input(name, spec, batch_size) for name, spec in sorted(specs.items())),
             dict.fromkeys(specs),
         )
         self.notes = [
             "A SavedModel has lost its layers: it was converted as it is, and no norm was lowered "
             "or folded. Convert the Keras model for that."
         ]
+        if self.inputs.dynamic:
+            self.notes.append(OPEN_SIZES)
 
     def written(
         self, target: str, quantize: str | None, custom_op: bool
     ) -> tuple[bytes, list[Norm]]:
-        return writer.write_saved_model(self.path), []
+        return writer.write_saved_model(self._loaded, self._function, self.inputs), []
 
     def reference(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
         outputs = self._function(**{name: tf.constant(array) for name, array in batch.items()})
         return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def _input(name: str, spec: Any, batch_size: int | None) -> Input:
+    """An input of a SavedModel, whose batch is fixed where it was left open."""
+    if spec.dtype.name == "string" or not spec.shape.rank:
+        raise ConversionError(
+            "The inputs of a SavedModel must be numbers with an axis for samples. Received: "
+            f"{name!r}, {spec.dtype.name} of shape {spec.shape}"
+        )
+    batch, *sizes = spec.shape.as_list()
+    if batch is not None and batch != batch_size:
+        raise ValueError(
+            "`batch_size` must agree with the SavedModel, which was written for one. Received: "
+            f"batch_size={batch_size} for the input {name!r} of shape {spec.shape}"
+        )
+    return Input(name, (batch_size, *sizes), spec.dtype.name)
 
 
 def source_of(model: keras.Model | Path, batch_size: int | None, input_shapes: Any) -> Any:

@@ -44,12 +44,16 @@ def generate(inputs: tuple[Input, ...]) -> dict[str, np.ndarray]:
     random = np.random.default_rng(20)
     arrays = {}
     for i in inputs:
-        batch, *rest = (OPEN if k and size is None else size or 1 for k, size in enumerate(i.shape))
-        shape = (-(-SAMPLES // batch) * batch, *rest)
+        shape = generated_shape(i)
         whole = not i.dtype.startswith("float")
         values = random.integers(0, 2, shape) if whole else random.standard_normal(shape)
         arrays[i.name] = values.astype(i.dtype)
     return arrays
+
+
+def generated_shape(i: Input) -> tuple[int, ...]:
+    batch, *rest = (OPEN if k and size is None else size or 1 for k, size in enumerate(i.shape))
+    return (-(-SAMPLES // batch) * batch, *rest)
 
 
 def verified(

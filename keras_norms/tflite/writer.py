@@ -4,7 +4,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -60,12 +59,18 @@ def named(outputs: Any) -> dict[str, Any]:
     return {f"output_{k}": tensor for k, tensor in enumerate(tensors)}
 
 
-def write_saved_model(path: Path) -> bytes:
-    """A SavedModel's default signature, as the bytes of a `.tflite` file."""
+def write_saved_model(loaded: Any, function: Callable, inputs: Signature) -> bytes:
+    """A signature of a loaded SavedModel on these inputs, as the bytes of a `.tflite` file."""
     import tensorflow as tf
 
+    specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in inputs.inputs}
+
+    def call(**tensors):
+        return function(**tensors)
+
     try:
-        return tf.lite.TFLiteConverter.from_saved_model(str(path)).convert()
+        fixed = tf.function(call, autograph=False).get_concrete_function(**specs)
+        return tf.lite.TFLiteConverter.from_concrete_functions([fixed], loaded).convert()
     except Exception as error:
         raise ConversionError(_reason(str(error))) from error
 
