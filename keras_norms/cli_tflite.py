@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from keras_norms.messages import one_line
+
 TARGETS = ("any", "cpu", "gpu", "npu")
 QUANTIZE = ("float16", "dynamic", "int8", "int16x8")
 NORMS = ("auto", "float", "quantized")
@@ -82,8 +84,10 @@ def _reported(parser: argparse.ArgumentParser, run: Callable, arguments: argpars
         with _quiet() as terminal, _progress(parser.prog, terminal):
             whole_package()
             text = run(arguments)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:  # a model's layers can raise anything
+        known = isinstance(error, ValueError | TypeError | OSError | ImportError | RuntimeError)
+        kind = "" if known else f"{type(error).__name__}: "
+        print(f"{parser.prog}: {kind}{one_line(error, 2000)}", file=sys.stderr)
         return 1
     print(text)
     return 0
@@ -214,11 +218,12 @@ def _arrays(path: str | None) -> Any:
 
     try:
         found = np.load(path, allow_pickle=False)
+        alone = isinstance(found, np.ndarray)
+        arrays = {"arr_0": found} if alone else {name: found[name] for name in found.files}
     except Exception as error:  # a damaged file can make the reader fail in any way
-        raise ValueError(f"{path!r} holds no arrays: {error}") from error
-    if not hasattr(found, "files"):
-        return found
-    arrays = {name: found[name] for name in found.files}
+        raise ValueError(f"{path!r} holds no arrays: {one_line(error)}") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{path!r} holds no arrays: it is an archive of other files")
     return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays
 
 

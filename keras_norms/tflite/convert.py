@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_norms import files, library
+from keras_norms.messages import one_line
 from keras_norms.tflite import custom_op as kernel
 from keras_norms.tflite import lowering, progress
 from keras_norms.tflite import metadata as notes
@@ -112,7 +115,8 @@ def convert(
     batches = sampling.batches(representative_data, inputs.inputs) if static else None
     delegates = [kernel.delegate()] if custom_op and verify else []
     progress.say("converting the model")
-    content, found = source.written(target, quantize, custom_op)
+    with _said_of(model):
+        content, found = source.written(target, quantize, custom_op)
     refuse(content, found, custom_op=custom_op, dynamic=inputs.dynamic)
     result = None
     if quantize is not None:
@@ -122,7 +126,8 @@ def convert(
         content = result.content
     progress.say("running the model in Keras")
     samples = _samples(data, inputs, batches)
-    want = in_batches(source.reference, samples, inputs.batch)
+    with _said_of(model):
+        want = in_batches(source.reference, samples, inputs.batch)
     agreements = []
     if verify:
         allowed = tolerance if quantize is None else None
@@ -165,6 +170,21 @@ def convert(
         choices=result.norms if result else (),
         distances=result.distances if result else (),
     )
+
+
+@contextmanager
+def _said_of(model: keras.Model | str | os.PathLike) -> Iterator[None]:
+    """What a saved model's layers raise is the file's fault; a live one's own errors are shown."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:
+        if isinstance(model, keras.Model):
+            raise
+        raise ConversionError(
+            f"{str(model)!r} cannot be computed: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def _samples(data: Any, inputs: Any, batches: Any) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_norms.messages import one_line
 from keras_norms.tflite import metadata
 from keras_norms.tflite.contents import Contents, contents_of
 from keras_norms.tflite.errors import ConversionError
@@ -117,9 +118,9 @@ def read(path: str | os.PathLike) -> tuple[bytes, File]:
 
 
 def _unsound(path: Any, error: Exception) -> ConversionError:
-    reason = (str(error).splitlines() or [""])[0][:200]
     return ConversionError(
-        f"The .tflite file is damaged. Received: {str(path)!r} ({type(error).__name__}: {reason})"
+        f"The .tflite file is damaged. Received: {str(path)!r} "
+        f"({type(error).__name__}: {one_line(error)})"
     )
 
 

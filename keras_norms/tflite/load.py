@@ -1,13 +1,19 @@
 """The model of a conversion, from wherever it is."""
 
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_norms.messages import one_line
 from keras_norms.tflite.errors import ConversionError
+
+CHILD = Path(__file__).with_name("hdf5_child.py")
+TIMEOUT = 600  # seconds
 
 
 def load(model: Any) -> keras.Model | Path:
@@ -42,6 +48,7 @@ def load(model: Any) -> keras.Model | Path:
             "A .keras file must be a whole zip archive: this one is empty, cut off or something "
             f"else. Received: {_shown(path)}, {path.stat().st_size} bytes"
         )
+    _check_hdf5(path)
     try:
         loaded = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a hostile file can make the loader fail in any way
@@ -61,14 +68,30 @@ def _shown(path: Path) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _reason(error: Exception) -> str:
-    """In one line. Keras' advice on unsafe files is for who loads them."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    said, _, advice = text.partition(" If you trust the source")
-    if advice:
-        said += (
-            " If you trust the file, load it by `keras.models.load_model(path, safe_mode=False)` "
-            "and convert the model."
+def _check_hdf5(path: Path) -> None:
+    """Reads the weights in a process of its own first, which a damaged file may end.
+
+    Raises: ConversionError, if it does, or they cannot be read.
+    """
+    command = [sys.executable, "-P", str(CHILD), str(path)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT
         )
-        return said[:1000]
+    except subprocess.TimeoutExpired:
+        raise ConversionError(f"{_shown(path)} cannot be read in {TIMEOUT} s.") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:300]
+        ended = f"the reader ended by signal {-done.returncode}" if done.returncode < 0 else said
+        raise ConversionError(f"{_shown(path)} cannot be loaded as a Keras model: {ended}")
+
+
+def _reason(error: Exception) -> str:
+    """Keras' advice on unsafe files is for who loads them."""
+    said, _, advice = one_line(error, 1000).partition(" If you trust the source")
+    if advice:
+        return (
+            f"{said} If you trust the file, load it by `keras.models.load_model(path, "
+            "safe_mode=False)` and convert the model."
+        )
     return said[:300]

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_norms import normalize
+from keras_norms.messages import one_line
 from keras_norms.tflite import layers, lowering, marks, precision, writer
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.norms import Norm
@@ -92,7 +93,7 @@ class SavedModel:
         except Exception as error:
             raise ConversionError(
                 f"{str(path)!r} cannot be loaded as a SavedModel with a serving signature: "
-                f"{str(error).splitlines()[0][:300] if str(error) else type(error).__name__}"
+                f"{one_line(error)}"
             ) from error
         specs = self._function.structured_input_signature[1]
         self.inputs = Signature(
