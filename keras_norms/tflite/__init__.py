@@ -2,7 +2,7 @@
 
 The rooms, in the order a model passes through them:
 
-    load.py        a model from a file
+    load.py        a model from a file, whose HDF5 hdf5_child.py reads first
     sources.py     what is converted: a Keras model, or a SavedModel as it is
     signature.py   the model's inputs, with every size fixed
     layers.py      how its norm layers are called for a file, Keras' as ours
@@ -20,7 +20,8 @@ The rooms, in the order a model passes through them:
     report.py      what a person or a program reads at the end
 
 `convert.py` leads through them; graph.py is the file as all of them see it. Beside it stand
-`inspection.py`, which reads a file, and `compare.py`, which runs two.
+`inspection.py`, which reads a file after extent.py has found it bounded, and `compare.py`, which
+runs two; text.py prints what is found.
 """
 
 from keras_norms.tflite.compare import Comparison, Timing, bench, compare
