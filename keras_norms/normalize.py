@@ -142,7 +142,7 @@ def normalize(
         y = after(y)
     else:
         with exact_gradients():
-            y, mean, variance = _portable(
+            y, mean, variance = portably(
                 x, geometry, gamma, beta, epsilon, subtract_mean, mask, activation
             )
     y = _transpose_back(y, geometry.order)
@@ -228,7 +228,7 @@ def scale_shift(x, geometry: Geometry, *, center=None, scale, shift=None, activa
         y = after(fused.scale_shift(x, geometry, *coefficients, within))
     else:
         with exact_gradients():
-            y = _portable_scale_shift(x, geometry, *coefficients, activation)
+            y = scale_shift_portably(x, geometry, *coefficients, activation)
     return _transpose_back(y, geometry.order)
 
 
@@ -242,7 +242,8 @@ def _activations(activation):
     return "none", activation
 
 
-def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask, activation):
+def portably(x, geometry, gamma, beta, epsilon, subtract_mean, mask=None, activation=None):
+    """`normalize` on the portable path, of x in the geometry's order."""
     gamma, beta = _expand(gamma, geometry), _expand(beta, geometry)
     y, mean, residual, variance = centre(
         ops.cast(x, _wide(x)), geometry, subtract_mean=subtract_mean, mask=mask
@@ -258,7 +259,8 @@ def _portable(x, geometry, gamma, beta, epsilon, subtract_mean, mask, activation
     return ops.cast(y, x.dtype), mean, variance
 
 
-def _portable_scale_shift(x, geometry, center, scale, shift, activation):
+def scale_shift_portably(x, geometry, center, scale, shift, activation=None):
+    """`scale_shift` on the portable path, of x in the geometry's order."""
     center, scale, shift = (along_channels(c, geometry) for c in (center, scale, shift))
     y = ops.copy(ops.cast(x, _wide(x)))  # as in `moments.centre`
     y = sums.multiply(y if center is None else sums.subtract(y, center), scale)

@@ -334,6 +334,32 @@ def test_tf_functions_are_traced_for_the_file_alone(own, tmp_path, rng):
     np.testing.assert_allclose(model(x[:1]), want, atol=1e-6)
 
 
+def test_a_tf_function_of_no_layer_stays_right(tmp_path, rng):
+    made = [kn.LayerNormalization(), kn.BatchNormalization()]
+    for norm in made:
+        norm.build((None, 3))
+
+    @tf.function
+    def function(x):
+        return made[1](made[0](x))
+
+    class Calling(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norms = made
+
+        def call(self, x):
+            return function(x)
+
+    model, x = randomized(Calling()), rng.normal(size=(4, 3)).astype("float32")
+    model(x)
+    want = made[1](made[0](x[:1]))
+    kn.tflite.convert(model, tmp_path / "m.tflite", input_shapes=(3,))  # which compares
+    np.testing.assert_allclose(model(x[:1]), want, atol=1e-6)
+    with pytest.raises(ConversionError, match="that is no layer's own"):
+        kn.tflite.convert(model, tmp_path / "m.tflite", input_shapes=(3,))
+
+
 def test_norms_without_weights_have_a_name(tmp_path):
     stack = [kn.PixelNormalization(), layers.UnitNormalization(), kn.LayerNormalization()]
     model = keras.Sequential([keras.Input((3,)), *stack])

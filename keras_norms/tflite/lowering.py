@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_norms.tflite import fold, forms, marks, tidy
 from keras_norms.tflite.builder import Builder
+from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.graph import File, Graph
 from keras_norms.tflite.norms import Norm
 
@@ -144,6 +145,12 @@ class _Pass:
                 number = attributes(op)["number"]
                 ends.setdefault(number, {marks.ENTER: [], marks.LEAVE: []})
                 ends[number][graph.name(op)].append(op)
+        if not ends.keys() <= self.named.calls.keys():
+            raise ConversionError(
+                "The model calls a tf.function that is no layer's own, and that keeps the norms of "
+                "an earlier conversion in its trace. Make it a method of a layer or a plain "
+                "function, or convert the model in a new process. No file was written."
+            )
         for number, found in sorted(ends.items()):
             call = self.named.calls[number]
             region = _Region(self.named.name(call.path), call)

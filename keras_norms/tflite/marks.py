@@ -8,6 +8,7 @@ operator. So each norm becomes `KerasNorms>Normalize`, each scale and shift per 
 Layers of Keras are marked as ours are, where they compute the same.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,11 @@ NORMALIZE, SCALE_SHIFT, ENTER, LEAVE = (
 
 
 def mark(name: str, attributes: Mapping[str, Any], body: Callable, *tensors: Any) -> Any:
-    """The tensors through a custom operator; `body` only tells the shape of its result."""
+    """The tensors through a custom operator, which computes `body` until it is replaced.
+
+    The body must be right: a tf.function that the model calls, and that is no layer's own, keeps
+    the trace with the mark for calls to come.
+    """
     import tensorflow as tf
 
     signature = f'name: "{name}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}'
@@ -62,10 +67,10 @@ class Marks:
         return not tf.executing_eagerly()
 
     def normalize(self, x, geometry, gamma, beta, epsilon, subtract_mean):
-        import tensorflow as tf
-
         def body(x, *parameters):
-            return x + sum(tf.reduce_sum(p) for p in parameters)
+            given = iter(parameters)
+            both = (None if p is None else next(given) for p in (gamma, beta))
+            return normalize.portably(x, geometry, *both, epsilon, subtract_mean)[0]
 
         attributes = {
             **_of(geometry),
@@ -87,8 +92,6 @@ class Marks:
         return Moments(zeros if mean is None else mean, zeros, variance)
 
     def scale_shift(self, x, geometry, center, scale, shift):
-        import tensorflow as tf
-
         if geometry.samples:
             center, scale, shift = (
                 normalize.along_channels(c, geometry) for c in (center, scale, shift)
@@ -104,7 +107,7 @@ class Marks:
             raise AssertionError("A scale has an element per channel.")
 
         def body(x, scale, shift):
-            return x + tf.reduce_sum(scale) + tf.reduce_sum(shift)
+            return normalize.scale_shift_portably(x, geometry, None, scale, shift)
 
         return mark(SCALE_SHIFT, _of(geometry), body, x, scale, shift)
 
@@ -131,6 +134,10 @@ def _along_groups(statistic: Any, x: Any, view: Geometry) -> Any:
         statistic = ops.reshape(statistic, (-1, view.groups, 1))
         statistic = statistic * ops.ones((1, 1, each), statistic.dtype)
     return ops.reshape(statistic, (*samples, *[1] * view.before, *sizes, *[1] * view.after))
+
+
+# Of calls, each its own over the life of the process: one of an earlier conversion is told apart.
+_NUMBERS = itertools.count()
 
 
 @dataclass
@@ -161,7 +168,7 @@ class Marked:
 
             if self._inside or tf.executing_eagerly():
                 return call(inputs, *args, **kwargs)
-            number = len(self.calls)
+            number = next(_NUMBERS)
             self.calls[number] = Call(layer)
             self._inside = True
             try:
