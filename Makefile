@@ -4,6 +4,7 @@
 #   make demo           train on handwritten digits, save, export, convert, compare
 #   make test           lint, the C++ tests, the Python tests
 #   make bench          time and memory against Keras and others (ARGS="..." is handed on)
+#   make bench-mobile   .tflite files against Keras' export; writes docs/mobile.md
 #   make lint           ruff and clang-format; `make format` applies them
 #   make op             compile the op for the TensorFlow in .venv
 #   make test-cpp       the C++ tests of the core
@@ -37,7 +38,7 @@ SOURCES := $(wildcard custom_ops/*/*.cc custom_ops/*/*.cu custom_ops/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DELETE_ON_ERROR:
-.PHONY: demo test pytest matrix bench lint format op build-cuda build-tflite test-cpp sanitize \
+.PHONY: demo test pytest matrix bench bench-mobile lint format op build-cuda build-tflite test-cpp sanitize \
         sanitize-threads test-tflite-op bazel test-aarch64 test-mobile test-cuda test-slow test-backends test-peers test-torch \
         test-packaging gpu-harness dist clean distclean
 
@@ -57,6 +58,9 @@ matrix: $(OP)
 
 bench: $(OP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-mobile: $(OP) $(TFLITE_OP)
+	$(BIN)/python -m benchmarks.mobile $(ARGS)
 
 # The environment -------------------------------------------------------------------------------
 

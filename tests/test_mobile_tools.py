@@ -215,6 +215,8 @@ def test_the_reason_of_a_refusal():
     said = "INFO\nERROR: Following operations are not supported by GPU delegate:\nSLICE: why\n"
     failure = Failure(f"{said}18 operations will run on the GPU, and 7 on the CPU.")
     assert gpu.refusal(failure) == "SLICE: why"
+    failure = Failure(f"{said}No operations will run on the GPU, and all 7 on the CPU.")
+    assert gpu.refusal(failure) == "SLICE: why"
     assert gpu.refusal(Failure("died")) == "died"
 
 

@@ -63,6 +63,8 @@ def accepts(path: Path, **options: str) -> str | None:
 def refusal(failure: Failure) -> str:
     """The delegate's own reason, where it gave one; else all that the failure says."""
     message = str(failure)
-    pattern = r"operations are not supported by GPU delegate:\n(.*?)\n\d+ operations will run"
+    pattern = (
+        r"operations are not supported by GPU delegate:\n(.*?)\n(?:\d+|No) operations will run"
+    )
     found = re.search(pattern, message, re.DOTALL)
     return found[1].strip() if found else message
