@@ -135,7 +135,7 @@ def test_rendering_writes_every_table(tmp_path):
     got = page.read_text()
     assert got.startswith("before\n")
     assert got.endswith("\nafter\n")
-    assert "old" not in got
+    assert "\nold\n" not in got
     assert "Load average during the run: 1 to 3.25" in got
     assert "Not measured: the custom op, for no library" in got
     assert (
@@ -164,8 +164,8 @@ def test_rendering_writes_every_table(tmp_path):
 def test_goals_name_what_falls_short():
     assert goals.shortfalls(RESULT) == [
         "`GroupNormalization(8)`, conv: no time for custom op: RuntimeError: no library",
-        "`RMSNormalization` on the GPU delegate at deviation 100: 44.0 dB, not 45.",
-        "`RMSNormalization` on the GPU delegate at deviation 5000: -150.0 dB, not 45.",
+        "`RMSNormalization` on the GPU delegate at deviation 100: 44.0, not 45 dB.",
+        "`RMSNormalization` on the GPU delegate at deviation 5000: not finite, not 45 dB.",
         "`RMSNormalization` in int16x8: 37.0 dB, not 38.",
         "`RMSNormalization`, dense in int8 at varying gain: 20.0 dB, 7.0 below the network "
         "without it.",

@@ -16,6 +16,7 @@ from benchmarks.mobile.results import (
     WRAPPERS,
     Result,
     Timed,
+    decibels,
 )
 
 # Times that a norm is to take less than in Keras' file, with target="cpu".
@@ -66,8 +67,8 @@ def _gpu(result: Result) -> Iterator[str]:
             if sqnr < GPU_SQNR:
                 aim = "" if deviation in GPU_DEVIATIONS else ", where there is no goal"
                 yield (
-                    f"`{row.name}` on the GPU delegate at deviation {deviation}: {sqnr:.1f} dB, "
-                    f"not {GPU_SQNR:g}{aim}."
+                    f"`{row.name}` on the GPU delegate at deviation {deviation}: "
+                    f"{decibels(sqnr)}, not {GPU_SQNR:g} dB{aim}."
                 )
 
 

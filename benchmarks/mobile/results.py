@@ -15,6 +15,7 @@ INT16X8, GAIN = "int16x8", "int8 at varying gain"
 KERAS, CPU, ANY, CUSTOM = "Keras", "cpu", "any", "custom op"
 KERAS_WITHOUT, WITHOUT = "Keras without", "without"
 OURS = "ours"
+NOT_FINITE = -150.0  # dB: what `keras_norms.tflite.measure` calls an output that is not finite
 RESOLUTION = 0.01  # of a file's time: smaller differences between two files are not seen
 
 
@@ -140,6 +141,10 @@ class Result:
     def of(self, table: str) -> list:
         """The rows of a table of `Timed` or `Quantized`."""
         return [row for row in (*self.timed, *self.quantized) if row.table == table]
+
+
+def decibels(sqnr: float) -> str:
+    return "not finite" if sqnr <= NOT_FINITE else f"{sqnr:.1f}"
 
 
 LISTS = ("timed", "gpu", "quantized", "errors")

@@ -18,11 +18,11 @@ from benchmarks.mobile.results import (
     WRAPPERS,
     Result,
     Timed,
+    decibels,
 )
 
 NOT_OURS = "¹"  # after the names of layers that Keras lacks
 LACKS = f"{NOT_OURS} Keras lacks the layer: its column is `model.export` of ours."
-NOT_FINITE = -150.0  # what `keras_norms.tflite.measure` calls an output that is not finite
 GROWTH = ("LayerNormalization(axis=(1, 2, 3))", "GroupNormalization(1)")
 
 
@@ -116,7 +116,7 @@ def gpu(result: Result) -> str:
                 number = reasons.setdefault(found, len(reasons) + 1)
                 cells[column] = (f"no ({number})", *[""] * len(deviations))
             else:
-                cells[column] = ("yes", *(_decibels(found[d]) for d in deviations))
+                cells[column] = ("yes", *(decibels(found[d]) for d in deviations))
         keras, ours = cells[KERAS], cells[OURS]
         lines.append((_layer(row), keras[0], ours[0], *keras[1:], *ours[1:]))
     whole = {
@@ -265,11 +265,7 @@ def _bytes(count: int | None) -> str:
 def _quality(found: list[float] | str, worst: bool = False) -> str:
     if isinstance(found, str):
         return found
-    return f"{_decibels(found[0])} ({_decibels(found[1])})" if worst else _decibels(found[0])
-
-
-def _decibels(sqnr: float) -> str:
-    return "not finite" if sqnr <= NOT_FINITE else f"{sqnr:.1f}"
+    return f"{decibels(found[0])} ({decibels(found[1])})" if worst else decibels(found[0])
 
 
 def _table(head: tuple[str, ...], names: int, lines: Iterable[tuple[str, ...]]) -> str:
