@@ -71,7 +71,6 @@ NETWORK = Timed(
     True,
     {
         KERAS: file(2000.0, ops=7),
-        CPU: file(1900.0, ops=6, norms=4, folded=4),
         ANY: file(2100.0, ops=8, norms=4, folded=3),
     },
 )

@@ -25,12 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _set_up()
     result = run(options.only or PARTS)
-    for line in goals.shortfalls(result):
-        print(f"short of its goal: {line}")
     path = options.json or results.FOLDER / f"{result.machine['date']}-mobile.json"
     if options.json or not options.only:
         results.write(result, path)
-        print(f"kept: {path}")
+        print(f"kept: {path}", flush=True)
+    for line in goals.shortfalls(result):
+        print(f"short of its goal: {line}")
     if not (options.json or options.only):
         render.main(["--json", str(path)])
         print(f"written: {render.PAGE}")

@@ -1,6 +1,7 @@
 """What norms, wrappers and whole networks cost in time, bytes and operations."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -84,12 +85,15 @@ def measure(say: Callable[[str], None]) -> list[Timed]:
 
 
 def norms() -> Iterator[Written]:
+    bases: dict[tuple, dict[str, Callable]] = {}
     for norm in models.NORMS:
         one = Written(Timed(NORMS, norm.name, norm.net, norm.in_keras, {}))
-        model, without = models.sandwich(norm), models.sandwich(norm, without=True)
-        one.add(KERAS_WITHOUT, lambda m=without: (files.keras_export(m), None))
+        model = models.sandwich(norm)
+        if (norm.net, norm.relu) not in bases:
+            bases[norm.net, norm.relu] = plain(models.sandwich(norm, without=True))
+        for column, make in bases[norm.net, norm.relu].items():
+            one.add(column, make)
         one.add(KERAS, lambda m=model: (files.keras_export(m), None))
-        one.add(WITHOUT, lambda m=without: ours(m))
         one.add(CPU, lambda m=model: ours(m, target="cpu"))
         one.add(ANY, lambda m=model: ours(m))
         one.add(CUSTOM, lambda m=model: ours(m, custom_op=True))
@@ -97,15 +101,23 @@ def norms() -> Iterator[Written]:
 
 
 def wrappers() -> Iterator[Written]:
-    plain = models.wrapped(None)
+    base = plain(models.wrapped(None))
     for name, (make, in_keras) in WRAPPED.items():
         one = Written(Timed(WRAPPERS, name, "conv", in_keras, {}))
         model = models.wrapped(make)
-        one.add(KERAS_WITHOUT, lambda: (files.keras_export(plain), None))
+        for column, made in base.items():
+            one.add(column, made)
         one.add(KERAS, lambda m=model: (files.keras_export(m), None))
-        one.add(WITHOUT, lambda: ours(plain))
         one.add(ANY, lambda m=model: ours(m))
         yield one
+
+
+def plain(model: keras.Model) -> dict[str, Callable]:
+    """A network that norms are compared with; it is written once."""
+    return {
+        KERAS_WITHOUT: functools.cache(lambda: (files.keras_export(model), None)),
+        WITHOUT: functools.cache(lambda: ours(model)),
+    }
 
 
 def applications() -> Iterator[Written]:
