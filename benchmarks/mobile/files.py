@@ -1,6 +1,7 @@
 """What writes a network: Keras' export, TensorFlow's converter and ours."""
 
 import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def tf_quantized(make: Callable, given: tuple, mode: str, batches: Sequence[dict
             if mode == "int8"
             else sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]
-        with contextlib.redirect_stdout(None):  # it lists the model's tensors
+        with contextlib.redirect_stdout(io.StringIO()):  # it lists the model's tensors
             return converter.convert()
 
 

@@ -65,12 +65,14 @@ def _written(model, column: str, path: Path, arrays: dict) -> tuple[Job, np.ndar
 
 def _reason(refusal: str) -> str:
     """What is worth saying of the delegate's lines: each kind once, without tensors' names."""
+    said = re.search("└ (.+)", refusal)
+    if said:  # all of its log, in which no operation is named
+        return said[1]
     kinds = re.findall(r"^[A-Z0-9_]+: ([^.]+\.)", refusal, re.MULTILINE)
     if kinds:
         operations = dict.fromkeys(re.findall(r"^([A-Z0-9_]+): ", refusal, re.MULTILINE))
         return f"{', '.join(operations)}: {' '.join(dict.fromkeys(kinds))}"
-    said = re.search("└ (.+)", refusal)
-    return said[1] if said else refusal.splitlines()[0]
+    return refusal.splitlines()[0]
 
 
 def _quality(want: np.ndarray, outcome) -> dict[str, float] | str:
