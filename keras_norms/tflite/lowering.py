@@ -127,7 +127,8 @@ class _Pass:
         tidy.constants(self.graph)
         tidy.ranks(self.graph)
         fold.activations(self.graph)
-        tidy.outputs(self.graph)
+        if self.graph is self.graph.file.graphs[0]:  # a loop may hand on what it is given
+            tidy.outputs(self.graph)
         self.graph.prune()
         for region in self.regions:
             region.operators = [op for op in self.graph.operators if self.of.get(id(op)) is region]
