@@ -227,6 +227,8 @@ def test_the_two_networks_differ_by_the_norm_alone():
     assert len(with_norm.layers) == len(without.layers) + 1
 
 
+# TensorFlow's converter warns of the very thing that a float32 interface is.
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs:UserWarning")
 def test_files_are_timed_and_quantized():
     norm = models.NORMS[3]
     model = models.sandwich(norm, (6, 5, 4))
