@@ -46,7 +46,8 @@ def written(form, name, *, epsilon=1e-3, subtract_mean=True, gamma=None, beta=No
     (old,) = graph.operators
     builder = Builder(graph, "norm")
     given = [None if p is None else builder.constant(p, k) for p, k in ((gamma, "g"), (beta, "b"))]
-    view = forms.View(*numbers, epsilon, subtract_mean, *given)
+    options = {"epsilon": epsilon, "subtract_mean": subtract_mean}
+    view = forms.View(*numbers, **options, gamma=given[0], beta=given[1])
     y = forms.FORMS[form](builder, int(graph.raw.inputs[0]), view)
     graph.replace(old, builder.operators)
     graph.set_output(0, y)

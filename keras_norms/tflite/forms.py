@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from keras_norms.geometry import Geometry
 from keras_norms.tflite.builder import Builder
 from keras_norms.tflite.graph import Shape
 
@@ -25,30 +26,14 @@ LEAST, ROOT = 6.2e-5, 200.0
 SMALLEST = 1e-7
 
 
-@dataclass(frozen=True)
-class View:
-    """As `geometry.Geometry`, with the tensors of gamma and beta (None: there is none)."""
+@dataclass(frozen=True, kw_only=True)
+class View(Geometry):
+    """What a norm does with x: its geometry, and the tensors of gamma and beta, if there are any."""
 
-    samples: int
-    before: int
-    channels: int
-    after: int
-    groups: int
     epsilon: float
     subtract_mean: bool
     gamma: int | None = None
     beta: int | None = None
-
-    @property
-    def channel_axes(self) -> tuple[int, ...]:
-        first = self.samples + self.before
-        return tuple(range(first, first + self.channels))
-
-    @property
-    def space_axes(self) -> tuple[int, ...]:
-        first = self.samples + self.before
-        last = first + self.channels
-        return (*range(self.samples, first), *range(last, last + self.after))
 
 
 def centred(b: Builder, x: int, view: View) -> int:
