@@ -28,7 +28,7 @@ SMALLEST = 1e-7
 
 @dataclass(frozen=True, kw_only=True)
 class View(Geometry):
-    """What a norm does with x: its geometry, and the tensors of gamma and beta, if there are any."""
+    """What a norm does with x: its geometry, and the tensors of gamma and beta, where there are."""
 
     epsilon: float
     subtract_mean: bool
