@@ -3,6 +3,7 @@
 import contextlib
 import io
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def tf_quantized(make: Callable, given: tuple, mode: str, batches: Sequence[dict
             if mode == "int8"
             else sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]
-        with contextlib.redirect_stdout(io.StringIO()):  # it lists the model's tensors
+        # It lists the model's tensors, and warns of a float32 interface.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return converter.convert()
 
 
