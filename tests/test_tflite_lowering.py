@@ -160,6 +160,17 @@ def test_the_report_names_the_form(target, tmp_path):
     assert report.target == target
 
 
+def test_targets_that_change_nothing_are_told(tmp_path, rng):
+    model = keras.Sequential([keras.Input((5, 4, 6)), kn.GroupNormalization(2)])
+    data, path = rng.normal(size=(16, 5, 4, 6)).astype("float32"), tmp_path / "m.tflite"
+    options = {"target": "gpu", "quantize": "int8", "representative_data": data}
+    told = "int8 has one form for all targets: 'gpu' changes nothing."
+    assert told in kn.tflite.convert(model, path, **options).notes
+    report = kn.tflite.convert(model, path, target="npu", custom_op=True)
+    assert report.notes == ("Neither GPUs nor NPUs take the custom op: it runs on the CPU.",)
+    assert kn.tflite.convert(model, path, target="gpu").notes == ()
+
+
 # ---- The custom op ----------------------------------------------------------------------------
 
 FUSED = [

@@ -150,6 +150,10 @@ def convert(
         temporary.write_bytes(content)
     stands = contents(content)
     said = list(source.notes)
+    if target in ("gpu", "npu") and static:
+        said.append(f"{quantize} has one form for all targets: {target!r} changes nothing.")
+    if target in ("gpu", "npu") and custom_op:
+        said.append("Neither GPUs nor NPUs take the custom op: it runs on the CPU.")
     if stands.rank_above_4:
         said.append(
             f"The model itself has {stands.rank_above_4} tensors above rank 4 (no norm adds any), "
