@@ -248,3 +248,21 @@ def test_files_of_nothing(content, tmp_path):
         kn.tflite.inspect(tmp_path / "m.tflite")
     with pytest.raises(ValueError):
         kn.tflite.run(tmp_path / "m.tflite", np.ones((1, 4, 4, 2), "float32"))
+
+
+@pytest.mark.parametrize("where", ["outputs", "inputs", "opcodeIndex", "buffer"])
+def test_what_refers_to_what_is_not_there(where, tmp_path):
+    path = tmp_path / "m.tflite"
+    kn.tflite.convert(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), path)
+    module = schema()
+    model = module.ModelT.InitFromObj(module.Model.GetRootAs(path.read_bytes(), 0))
+    (main,) = model.subgraphs
+    if where == "buffer":
+        main.tensors[0].buffer = 1000
+    else:
+        setattr(main.operators[0], where, 1000 if where == "opcodeIndex" else [1000])
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+    with pytest.raises(ConversionError, match=r"is damaged.*1000 is not one of"):
+        kn.tflite.inspect(path)

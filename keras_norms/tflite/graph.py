@@ -42,7 +42,26 @@ class File:
         self._codes = _names("BuiltinOperator")
         self._numbers = {name: number for number, name in self._codes.items()}
         self._constants: dict[tuple, int] = {}
+        self._check()
         self.graphs = [Graph(self, subgraph) for subgraph in self.raw.subgraphs]
+
+    def _check(self) -> None:
+        """Raises: ValueError, if anything refers to what is not there."""
+
+        def check(what: str, numbers: Any, count: int, least: int = 0) -> None:
+            wrong = [int(n) for n in _given(numbers) if not least <= n < count]
+            if wrong:
+                raise ValueError(f"{what} {wrong[0]} is not one of {count}")
+
+        buffers, codes = len(_given(self.raw.buffers)), len(_given(self.raw.operatorCodes))
+        for raw in _given(self.raw.subgraphs):
+            tensors = len(_given(raw.tensors))
+            check("buffer", (t.buffer for t in _given(raw.tensors)), buffers)
+            check("tensor", (*_given(raw.inputs), *_given(raw.outputs)), tensors)
+            for op in _given(raw.operators):
+                check("operator", [op.opcodeIndex], codes)
+                check("tensor", op.inputs, tensors, least=-1)
+                check("tensor", op.outputs, tensors)
 
     def op_name(self, operator: Any) -> str:
         """Its name in the schema, or of a custom operator its own."""
@@ -148,6 +167,11 @@ class File:
         self.raw.operatorCodes = [self.raw.operatorCodes[old] for old in used]
         for op in operators:
             op.opcodeIndex = new[op.opcodeIndex]
+
+
+def _given(values: Any) -> Any:
+    """A list of a file, which is None where it has none."""
+    return () if values is None else values
 
 
 def _aligned(buffer: Any):
