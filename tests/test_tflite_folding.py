@@ -322,3 +322,11 @@ def test_how_keras_weights_began_does_not_matter(tmp_path):
 
     model = chain(L.Conv2D(4, 3), L.BatchNormalization(gamma_initializer=Halves()))
     assert kn.tflite.convert(model, tmp_path / "m.tflite").ops == {"CONV_2D": 1}
+
+
+def test_why_gamma_and_beta_stay(tmp_path):
+    report = kn.tflite.convert(
+        signed(chain(kn.GroupNormalization(2, name="norm"))), tmp_path / "m.tflite"
+    )
+    assert report.norms[0].why == "gamma and beta stay: its result is an output"
+    assert f"{report.norms[0].path}" in str(report)

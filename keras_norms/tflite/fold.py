@@ -44,6 +44,14 @@ class Plan:
             action()
 
 
+def attempt(make: Callable[[], Plan]) -> tuple[Plan | None, str]:
+    """A plan, or none and the reason why there is none."""
+    try:
+        return make(), ""
+    except Cannot as reason:
+        return None, str(reason)
+
+
 class Folding:
     """Looks at a graph as it is; make a new one after the graph has changed."""
 

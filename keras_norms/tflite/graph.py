@@ -14,7 +14,7 @@ import numpy as np
 
 Shape = tuple[int | None, ...]
 
-NONE, RELU, RELU_N1_TO_1, RELU6 = 0, 1, 2, 3
+NONE = 0  # no activation
 
 
 def schema() -> Any:
@@ -290,11 +290,15 @@ class Graph:
         """Makes a tensor the k-th output."""
         old = int(self.raw.outputs[k])
         self.raw.outputs = [tensor if j == k else int(t) for j, t in enumerate(self.raw.outputs)]
+        self._in_signatures(old, tensor)
+
+    def _in_signatures(self, old: int, new: int) -> None:
+        """Another tensor for an output, in the signatures that name it."""
         if self is self.file.graphs[0]:
             for signature in self.file.raw.signatureDefs or []:
                 for entry in signature.outputs:
                     if entry.tensorIndex == old:
-                        entry.tensorIndex = tensor
+                        entry.tensorIndex = new
 
     def free_name(self, name: str) -> str:
         found, k = name, 1
@@ -336,11 +340,7 @@ class Graph:
         for op in self.operators:
             op.inputs = [new if t == old else int(t) for t in op.inputs]
         self.raw.outputs = [new if t == old else int(t) for t in self.raw.outputs]
-        if self is self.file.graphs[0]:
-            for signature in self.file.raw.signatureDefs or []:
-                for entry in signature.outputs:
-                    if entry.tensorIndex == old:
-                        entry.tensorIndex = new
+        self._in_signatures(old, new)
 
     def prune(self) -> None:
         """Drops operators without effect, then tensors that nothing refers to."""
@@ -377,10 +377,8 @@ EFFECTS = {"ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT", "VAR_HANDLE"}
 OPTIONS = {
     "ABS": "AbsOptions",
     "ADD": "AddOptions",
-    "CONV_2D": "Conv2DOptions",
     "DEQUANTIZE": "DequantizeOptions",
     "DIV": "DivOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
     "MAXIMUM": "MaximumMinimumOptions",
     "MEAN": "ReducerOptions",
     "MUL": "MulOptions",
@@ -388,7 +386,6 @@ OPTIONS = {
     "RESHAPE": "ReshapeOptions",
     "STRIDED_SLICE": "StridedSliceOptions",
     "SUB": "SubOptions",
-    "TRANSPOSE": "TransposeOptions",
 }
 
 

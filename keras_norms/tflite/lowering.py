@@ -216,27 +216,22 @@ class _Pass:
             return self._multiply_and_add(op, (scale, shift), ones)
         folding = fold.Folding(graph)
         reasons = []
-        for plan in (
+        for make in (
             lambda: folding.backward(x, op, a, b),
             lambda: self._forward(folding, y, a, b),
         ):
-            try:
-                found = plan()
-            except fold.Cannot as reason:
-                reasons.append(str(reason))
-                continue
-            found.carry_out()
-            region.folded += found.targets
-            return self._drop(op)
+            plan, reason = fold.attempt(make)
+            if plan is not None:
+                plan.carry_out()
+                region.folded += plan.targets
+                return self._drop(op)
+            reasons.append(reason)
         region.why.append(f"not folded: {'; '.join(reasons)}")
-        if np.any(b) and invertible(a):
-            try:  # what pads with zeros takes the factor alone: a * (x + b / a)
-                found = self._forward(folding, y, a, np.zeros_like(b))
-            except fold.Cannot:
-                pass
-            else:
-                found.carry_out()
-                region.folded += [f"{target} (the scale)" for target in found.targets]
+        if np.any(b) and invertible(a):  # what pads with zeros takes the factor: a * (x + b / a)
+            plan, _ = fold.attempt(lambda: self._forward(folding, y, a, np.zeros_like(b)))
+            if plan is not None:
+                plan.carry_out()
+                region.folded += [f"{target} (the scale)" for target in plan.targets]
                 moved = graph.constant((b / a).astype(np.float32), f"{region.path}/shift")
                 return self._write(op, region, "offset", lambda build: build.add(x, moved))
         return self._multiply_and_add(op, (a, b), ones)
@@ -299,11 +294,8 @@ class _Pass:
             return
         form = TABLE[kind(view)][self.column]
         if self.column == "cpu" and kind(view) == LAYER_NORM:
-            try:
-                plan = fold.Folding(graph).centred(x, op)
-            except fold.Cannot:
-                pass
-            else:
+            plan, _ = fold.attempt(lambda: fold.Folding(graph).centred(x, op))
+            if plan is not None:
                 plan.carry_out()
                 region.folded += [f"{target} (the mean)" for target in plan.targets]
                 view = replace(view, subtract_mean=False)
@@ -321,16 +313,17 @@ class _Pass:
         a = np.ones_like(b) if a is None else a
         b = np.zeros_like(a) if b is None else b
         folding = fold.Folding(graph)
-        try:
-            plan, left, what = folding.forward(y, a, b), None, "gamma and beta"
-        except fold.Cannot:
-            if gamma is None or view.space_axes or not invertible(a):
-                return gamma, beta
-            try:  # what pads with zeros takes the factor alone: gamma * (y + beta / gamma)
-                plan, what = self._forward(folding, y, a, np.zeros_like(b)), "gamma"
-            except fold.Cannot:
-                return gamma, beta
-            left = graph.constant((b / a).astype(np.float32), f"{region.path}/beta")
+        left, what = None, "gamma and beta"
+        plan, reason = fold.attempt(lambda: folding.forward(y, a, b))
+        if plan is None and gamma is not None and not view.space_axes and invertible(a):
+            # What pads with zeros takes the factor alone: gamma * (y + beta / gamma).
+            plan, _ = fold.attempt(lambda: self._forward(folding, y, a, np.zeros_like(b)))
+            if plan is not None:
+                left = graph.constant((b / a).astype(np.float32), f"{region.path}/beta")
+                what = "gamma"
+        if plan is None:
+            region.notes.append(f"gamma and beta stay: {reason}")
+            return gamma, beta
         plan.carry_out()
         region.folded += [f"{target} ({what})" for target in plan.targets]
         return None, left
