@@ -171,7 +171,7 @@ def model(tmp_path_factory):
 
 
 def with_metadata(path, name, content, behind=False):
-    """The same model with one more entry of metadata, by FlatBuffers' own library.
+    """The same model with this entry of metadata, by FlatBuffers' own library.
 
     The data of a file beyond 2 GB stand `behind` the FlatBuffer.
     """
@@ -182,7 +182,8 @@ def with_metadata(path, name, content, behind=False):
     buffer, entry = schema.BufferT(), schema.MetadataT()
     entry.name, entry.buffer = name, len(model.buffers)
     model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), entry]
+    others = [other for other in model.metadata or [] if other.name != name.encode()]
+    model.metadata = [*others, entry]
 
     def packed():
         builder = flatbuffers.Builder(1 << 20)
@@ -208,6 +209,15 @@ def vectors(arrays):
     }
 
 
+def assert_read(got, inputs, outputs):
+    """What the app read are these arrays, to the bit."""
+    for kind, arrays in (("inputs", inputs), ("outputs", outputs)):
+        assert got[kind].keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert got[kind][name]["shape"] == list(array.shape)
+            assert got[kind][name]["bits"] == array.view("int32").ravel().tolist()
+
+
 @pytest.mark.packaging
 @pytest.mark.parametrize("behind", [False, True])
 def test_test_vectors_are_read_from_a_model(behind, classes, model, tmp_path):
@@ -220,16 +230,30 @@ def test_test_vectors_are_read_from_a_model(behind, classes, model, tmp_path):
 
     got = json.loads(probe(classes, "read", file))
     assert got["shapes"] == [[1, 8, 8, 1]] and got["side"] == 8
-    for kind, arrays in (("inputs", inputs), ("outputs", outputs)):
-        assert got[kind].keys() == arrays.keys()
-        for name, array in arrays.items():
-            assert got[kind][name]["shape"] == list(array.shape)
-            assert got[kind][name]["bits"] == array.view("int32").ravel().tolist()
+    assert_read(got, inputs, outputs)
 
     if behind:
         file.write_bytes(file.read_bytes()[:-1])
         with pytest.raises(AssertionError, match=rf"is broken: {len(text)} bytes at byte \d+"):
             probe(classes, "read", file)
+
+
+@pytest.mark.packaging
+def test_the_sample_that_the_converter_stored_is_read(classes, model):
+    from keras_norms.tflite.graph import File
+    from keras_norms.tflite.metadata import TEST_VECTORS, read
+
+    got = json.loads(probe(classes, "read", model))
+    stored = {
+        kind: {
+            name: np.frombuffer(base64.b64decode(array["data"]), array["dtype"]).reshape(
+                array["shape"]
+            )
+            for name, array in arrays.items()
+        }
+        for kind, arrays in read(File(model.read_bytes()))[TEST_VECTORS].items()
+    }
+    assert_read(got, stored["inputs"], stored["outputs"])
 
 
 def on_sheets(classes, images, sizes, path):
