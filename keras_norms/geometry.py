@@ -59,6 +59,25 @@ class Geometry:
         )
         return n, s, self.groups, product(shape[first:last]) // self.groups, t
 
+    def untransposed(self, shape: Shape) -> tuple["Geometry", "Geometry"] | None:
+        """The same norm of an x of this shape as it lies, not transposed into `order`.
+
+        Returns: the geometry of the statistics, whose channels are the positions that follow the
+            axes normalized over, each a group of its own; and that of gamma and beta. None where
+            one geometry does for both, or where no two of them do.
+        """
+        if self.order is None or self.before or self.after or self.groups != 1:
+            return None
+        axes = self.order[self.samples :]
+        first, last = axes[0], axes[-1] + 1
+        kept = product(shape[last:])
+        if last - first != self.channels or not kept:
+            return None
+        rest = len(shape) - last
+        statistics = Geometry(first, before=self.channels, channels=rest, after=0, groups=kept)
+        parameters = Geometry(0, before=first, channels=self.channels, after=rest, groups=1)
+        return statistics, parameters
+
 
 def product(sizes: Sequence[int | None]) -> int | None:
     """Product of the sizes; None if one of them is unknown."""

@@ -64,6 +64,29 @@ def test_statistics_are_those_of_the_axes(shape, axis, apart, groups, want):
     np.testing.assert_allclose(got, mean.ravel(), rtol=0, atol=1e-15 * x.size)  # float64 sums
 
 
+@pytest.mark.parametrize(
+    "shape, axis, views",
+    [
+        ((3, 11, 5), 1, ((3, 11, 5, 1, 1), (1, 3, 1, 11, 5))),
+        ((3, 5, 7, 11), (2, 1), ((3, 35, 11, 1, 1), (1, 3, 1, 35, 11))),
+        ((3, 5, 7, 11), 2, ((15, 7, 11, 1, 1), (1, 15, 1, 7, 11))),
+        ((3, 5), 0, ((1, 3, 5, 1, 1), (1, 1, 1, 3, 5))),
+        ((None, 11, 5), 1, ((None, 11, 5, 1, 1), (1, None, 1, 11, 5))),
+        ((3, 11, None), 1, None),  # the groups would be unknown
+        ((3, 11, 0), 1, None),
+        ((3, 5, 7, 11), (1, 3), None),
+        ((3, 5, 7, 11), (2, 3), None),
+    ],
+)
+def test_untransposed(shape, axis, views):
+    got = geometry(shape, axis, apart="positions").untransposed(shape)
+    assert (got and tuple(view.view(shape) for view in got)) == views
+    if views and None not in shape:  # the moments are those over the axes
+        x = np.random.default_rng(3).normal(size=shape)
+        want = x.mean(axis).ravel()
+        np.testing.assert_allclose(x.reshape(views[0]).mean((1, 3, 4)).ravel(), want, atol=1e-14)
+
+
 def test_order_is_none_when_nothing_moves():
     assert geometry((3, 5, 7), -1, apart="positions").order is None
     assert geometry((3, 5, 7), (1, 2), apart="positions").parameter_order is None

@@ -2,6 +2,7 @@
 
 import threading
 
+import keras
 import numpy as np
 import pytest
 import reference
@@ -138,6 +139,8 @@ def test_statistics_and_their_shapes(kernel, mode, rng):
         ((3, 6, 5, 7), 1, "samples", -1, (3, 6)),
         ((3, 5, 7), -1, "positions", 1, (3, 5, 1)),
         ((3, 5, 7), (0, 2), "positions", 1, (5, 1)),
+        ((3, 7, 5, 2), 1, "positions", 1, (3, 5, 2, 1)),
+        ((3, 7, 5), 0, "positions", 1, (7, 5, 1)),
     ]
     for shape, axis, apart, groups, want in cases:
         view = geometry(shape, axis, apart=apart, groups=groups)
@@ -156,6 +159,34 @@ def test_statistics_and_their_shapes(kernel, mode, rng):
             parts = reference.group_norm(x, None, None, groups=groups, axis=axis)[1:]
         support.close(mean, parts[0].reshape(want), atol=support.EPS32 * 1e2)
         support.close(variance, parts[1].reshape(want), rtol=2 * support.FORWARD[kernel], atol=0)
+
+
+@pytest.mark.parametrize(
+    "dtype, size, gamma, nodes",
+    [
+        ("float32", 5, True, ["KerasNorms>Normalize", "KerasNorms>ScaleShift"]),
+        ("float64", 5, True, ["KerasNorms>Normalize", "KerasNorms>ScaleShift"]),
+        ("float32", 5, False, ["KerasNorms>Normalize"]),
+        ("float32", None, True, ["Transpose", "KerasNorms>Normalize", "Transpose"]),
+        ("bfloat16", 5, True, ["Transpose", "KerasNorms>Normalize", "Transpose"]),
+    ],
+)
+def test_what_follows_the_axis_is_not_transposed(dtype, size, gamma, nodes, fused, rng):
+    """With the activation applied within the last op."""
+    x = rng.normal(1e2, 1, (3, 11, 5)).astype("float32")
+    gamma, beta = rng.normal(size=(2, 11)) if gamma else (None, None)
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, 11, size), dtype)])
+    def run(x):
+        view = geometry(x.shape, 1, apart="positions")
+        given = {"gamma": gamma, "beta": beta, "epsilon": 1e-3}
+        return normalize(x, view, activation=keras.activations.relu, **given).y
+
+    operators = [op.type for op in run.get_concrete_function().graph.get_operations()]
+    assert [t for t in operators if t.startswith(("KerasNorms", "Transpose", "Relu"))] == nodes
+    want = reference.layer_norm(np.float64(tf.cast(x, dtype)), gamma, beta, epsilon=1e-3, axis=1).y
+    atol = support.FORWARD["fused"] if dtype != "bfloat16" else 2**-8
+    support.close(run(tf.cast(x, dtype)), np.maximum(want, 0), atol=atol * np.abs(want).max())
 
 
 def test_statistics_carry_no_gradient(kernel, rng):
