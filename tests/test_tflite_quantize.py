@@ -5,6 +5,7 @@ with LiteRT 2.3.0 and ai-edge-quantizer 0.10.0 on x86-64.
 """
 
 import dataclasses
+import resource
 import warnings
 
 import flatbuffers
@@ -653,8 +654,13 @@ def test_loops():
     assert made.warnings == ("Weights within loops stay float32: `unroll=True` writes none.",)
 
 
-def test_a_file_that_kills_litert():
+@pytest.mark.parametrize("stack", ["usual", "unlimited"])
+def test_a_file_that_kills_litert(stack, request):
     """A loop whose body is the graph that it stands in: LiteRT runs out of stack."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if stack == "unlimited":
+        resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
+        request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_STACK, (soft, hard)))
     with pytest.raises(ConversionError, match=r"ended by SIGSEGV.*`unroll=True`"):
         probe.probe(loop(body=0), [{"x": np.ones((1, 4), "float32")}])
 

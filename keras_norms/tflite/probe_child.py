@@ -7,12 +7,15 @@ FOLDER holds `model.tflite`; `samples.npz`, the batches as "batch number/input";
 """
 
 import json
+import resource
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType, load_delegate
+
+STACK = 1 << 23  # bytes, as is usual: a graph that calls itself is to end before memory does
 
 
 def interpreter(path: Path, inside: bool, library: str | None) -> Interpreter:
@@ -36,7 +39,14 @@ def real(value: np.ndarray, details: dict) -> np.ndarray:
     return ((value.astype("float64") - points) * scales).astype("float32")
 
 
+def limit_stack() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft == resource.RLIM_INFINITY or soft > STACK:
+        resource.setrlimit(resource.RLIMIT_STACK, (STACK, hard))
+
+
 def main(folder: str, library: str | None = None) -> None:
+    limit_stack()
     job = json.loads(Path(folder, "job.json").read_text())
     run = interpreter(Path(folder, "model.tflite"), job["ranges"] or job["tensors"] != [], library)
     runner = run.get_signature_runner()
