@@ -240,20 +240,11 @@ def test_test_vectors_are_read_from_a_model(behind, classes, model, tmp_path):
 
 @pytest.mark.packaging
 def test_the_sample_that_the_converter_stored_is_read(classes, model):
-    from keras_norms.tflite.graph import File
-    from keras_norms.tflite.metadata import TEST_VECTORS, read
+    import keras_norms as kn
 
     got = json.loads(probe(classes, "read", model))
-    stored = {
-        kind: {
-            name: np.frombuffer(base64.b64decode(array["data"]), array["dtype"]).reshape(
-                array["shape"]
-            )
-            for name, array in arrays.items()
-        }
-        for kind, arrays in read(File(model.read_bytes()))[TEST_VECTORS].items()
-    }
-    assert_read(got, stored["inputs"], stored["outputs"])
+    stored = kn.tflite.test_vectors(model)
+    assert_read(got, stored.inputs, stored.outputs)
 
 
 def on_sheets(classes, images, sizes, path):

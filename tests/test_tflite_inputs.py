@@ -15,7 +15,7 @@ from ai_edge_litert.interpreter import Interpreter
 from support import run_python
 
 import keras_norms as kn
-from keras_norms.tflite import ConversionError, metadata
+from keras_norms.tflite import ConversionError, metadata, vectors
 from keras_norms.tflite.graph import File
 
 layers = keras.layers
@@ -471,47 +471,134 @@ def notes(path):
     return metadata.read(File(path.read_bytes()))
 
 
-def decoded(arrays):
-    return {
-        name: np.frombuffer(base64.b64decode(a["data"]), a["dtype"]).reshape(a["shape"])
-        for name, a in arrays.items()
-    }
-
-
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_test_vectors_replay(batch, tmp_path, images):
     path = tmp_path / "m.tflite"
     report = kn.tflite.convert(network(), path, batch_size=batch, data=images, target="cpu")
-    found = notes(path)
-    assert found["keras_norms.conversion"] == {
+    assert notes(path)["keras_norms.conversion"] == {
         "keras_norms": kn.__version__,
         "target": "cpu",
         "quantize": None,
         "norms": {norm.path: norm.form for norm in report.norms},
     }
-    vectors = {kind: decoded(a) for kind, a in found["keras_norms.test_vectors"].items()}
-    np.testing.assert_array_equal(vectors["inputs"]["image"], images[:batch])
-    got = Interpreter(model_path=str(path)).get_signature_runner()(**vectors["inputs"])
-    assert sorted(got) == sorted(vectors["outputs"])
-    for name, want in vectors["outputs"].items():
+    sample = kn.tflite.test_vectors(path)
+    np.testing.assert_array_equal(sample.inputs["image"], images[:batch])
+    got = Interpreter(model_path=str(path)).get_signature_runner()(**sample.inputs)
+    assert sorted(got) == sorted(sample.outputs)
+    for name, want in sample.outputs.items():
         np.testing.assert_allclose(got[name], want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_test_vectors_stand_as_apps_read_them(tmp_path):
+    """Decoded by hand: reader and writer could be wrong in the same way."""
+    index, vector = keras.Input((3,), dtype="int32", name="index"), keras.Input((5,), name="vector")
+    outputs = {
+        "y": layers.Embedding(4, 5)(index) + vector[:, None],
+        "z": kn.UnitNormalization()(vector),
+    }
+    kn.tflite.convert(keras.Model([index, vector], outputs), tmp_path / "m.tflite", batch_size=2)
+    sample = kn.tflite.test_vectors(tmp_path / "m.tflite")
+    stored = notes(tmp_path / "m.tflite")["keras_norms.test_vectors"]
+    for kind, shapes in (
+        ("inputs", {"index": ("int32", (2, 3)), "vector": ("float32", (2, 5))}),
+        ("outputs", {"y": ("float32", (2, 3, 5)), "z": ("float32", (2, 5))}),
+    ):
+        got = getattr(sample, kind)
+        assert {name: (a.dtype.name, a.shape) for name, a in got.items()} == shapes
+        assert stored[kind].keys() == shapes.keys()
+        for name, array in stored[kind].items():
+            flat = np.frombuffer(base64.b64decode(array["data"]), array["dtype"])
+            np.testing.assert_array_equal(got[name], flat.reshape(array["shape"]))
+            got[name] += 1  # an array of its own
+
+
+def array_of(**changes):
+    zeros = {"shape": [2, 2], "dtype": "int8", "data": base64.b64encode(bytes(4)).decode()}
+    return {"inputs": {"x": {**zeros, **changes}}, "outputs": {"y": zeros}}
+
+
+DAMAGED = {
+    "empty": ("", "Expecting value"),
+    "no JSON": ("{", "Expecting property name"),
+    "deep": ("[" * 100000, "recursion"),
+    "long number": ("9" * 5000, "limit"),
+    "not text": (b"\xff\xfe\xff", "can't decode"),
+    "number": ("3", "they must be an object of inputs and outputs, not 3"),
+    "no outputs": ('{"inputs": {}}', "they must be an object of inputs and outputs, not {'inputs'"),
+    "none": ({"inputs": {}, "outputs": {}}, "the inputs must be an object of arrays, not {}"),
+    "list": ({"inputs": [1], "outputs": []}, "the inputs must be an object of arrays, not [1]"),
+    "no array": ({"inputs": {"x": 3}, "outputs": {}}, "the outputs must be an object of arrays"),
+    "no dtype": (
+        {"inputs": {"x": {"shape": [1], "data": ""}}, "outputs": {"y": 3}},
+        "'x' must have a shape, a dtype and data, not {'shape': [1], 'data': ''}",
+    ),
+    "negative": (array_of(shape=[-2, -2]), "the shape of 'x' must be a list of sizes, not [-2"),
+    "half": (array_of(shape=[2.0, 2]), "the shape of 'x' must be a list of sizes, not [2.0, 2]"),
+    "true": (array_of(shape=[4, True]), "the shape of 'x' must be a list of sizes, not [4, True]"),
+    "scalar": (array_of(shape=4), "the shape of 'x' must be a list of sizes, not 4"),
+    "rank": (array_of(shape=[4, *[1] * 99]), "the shape of 'x' must be a list of sizes, not [4"),
+    "ranks": (array_of(shape=[2**31 - 1] * 10**5), "the shape of 'x' must be a list of sizes"),
+    "huge": (array_of(shape=[4, 2**80, 0]), "the shape of 'x' must be a list of sizes, not [4"),
+    "large": (array_of(shape=[2**31 - 1] * 32), "'x' must have 4185580434451"),
+    "empty and large": (array_of(shape=[0] + [2**31 - 1] * 9, data=""), "array is too big"),
+    "other shape": (
+        array_of(shape=[2, 3]),
+        "'x' must have 6 bytes for int8 of shape [2, 3], not 4",
+    ),
+    "other dtype": (array_of(dtype="int16"), "'x' must have 8 bytes for int16 of shape [2, 2]"),
+    "object": (array_of(dtype="object"), "the dtype of 'x' must be one of numbers, not 'object'"),
+    "structure": (array_of(dtype="i1,i1"), "the dtype of 'x' must be one of numbers, not 'i1,i1'"),
+    "byte order": (array_of(dtype=">i1"), "the dtype of 'x' must be one of numbers, not '>i1'"),
+    "no name": (array_of(dtype=["i1"]), "the dtype of 'x' must be one of numbers, not ['i1']"),
+    "not base64": (array_of(data="AAAA\nA=="), "the data of 'x' are not base64: "),
+    "cut": (array_of(data="AAAAA"), "the data of 'x' are not base64: "),
+    "beyond ASCII": (array_of(data="\u00e4AAAA"), "the data of 'x' are not base64: "),
+    "no data": (array_of(data=None), "the data of 'x' must be text, not None"),
+}
+
+
+@pytest.fixture(scope="module")
+def without_notes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("notes") / "m.tflite"
+    kn.tflite.convert(network(), path, metadata=False, verify=False)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_test_vectors(case, without_notes, tmp_path):
+    stored, message = DAMAGED[case]
+    text = json.dumps(stored) if isinstance(stored, dict) else stored
+    text = text if isinstance(text, bytes) else text.encode()
+    file = File(metadata.written(without_notes, {metadata.TEST_VECTORS: None}))
+    file.raw.buffers[file.raw.metadata[-1].buffer].data = np.frombuffer(text, "uint8")
+    path = tmp_path / "m.tflite"
+    path.write_bytes(file.dump())
+    with pytest.raises(ConversionError) as caught:
+        kn.tflite.test_vectors(path)
+    assert str(caught.value).startswith("The test vectors are damaged: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(f". Received: {str(path)!r}")
+    assert len(str(caught.value)) < 1000
 
 
 def test_large_samples_are_left_out(tmp_path):
     norm = keras.Sequential([keras.Input((None,)), kn.UnitNormalization()])
-    most = metadata.LARGEST_SAMPLE // 8  # of float32, in and out
+    most = vectors.LARGEST // 8  # of float32, in and out
     for size, kept in ((most, True), (most + 1, False)):
         norm = keras.Sequential([keras.Input((size,)), kn.ScaleNormalization()])
         kn.tflite.convert(norm, tmp_path / "m.tflite", verify=False)
         assert ("keras_norms.test_vectors" in notes(tmp_path / "m.tflite")) == kept
         assert "keras_norms.conversion" in notes(tmp_path / "m.tflite")
         assert kn.tflite.inspect(tmp_path / "m.tflite").test_vectors == kept
+        assert (kn.tflite.test_vectors(tmp_path / "m.tflite") is not None) == kept
 
 
 def test_a_file_without_notes(tmp_path, images):
     model = network()
     kn.tflite.convert(model, tmp_path / "m.tflite", metadata=False)
     assert notes(tmp_path / "m.tflite") == {}
+    assert kn.tflite.test_vectors(tmp_path / "m.tflite") is None
     agree(model, tmp_path / "m.tflite", images)
 
 

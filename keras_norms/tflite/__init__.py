@@ -16,7 +16,7 @@ The rooms, in the order a model passes through them:
     quantize.py    the numbers' format: samples.py, plan.py what stays float32, choice.py which
                    norms do, engine.py and halves.py which write it, probe.py which looks into it
     verify.py      the file run by runtimes.py, beside the model run by Keras
-    metadata.py    what the file says of itself
+    metadata.py    what the file says of itself; vectors.py the sample that it holds
     report.py      what a person or a program reads at the end
 
 `convert.py` leads through them; graph.py is the file as all of them see it. Beside it stand
@@ -30,6 +30,7 @@ from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.inspection import Inspection, inspect
 from keras_norms.tflite.report import Report
 from keras_norms.tflite.runtimes import Runtime, run
+from keras_norms.tflite.vectors import Sample, test_vectors
 
 __all__ = [
     "Comparison",
@@ -37,10 +38,12 @@ __all__ = [
     "Inspection",
     "Report",
     "Runtime",
+    "Sample",
     "Timing",
     "bench",
     "compare",
     "convert",
     "inspect",
     "run",
+    "test_vectors",
 ]

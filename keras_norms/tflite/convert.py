@@ -13,7 +13,7 @@ import numpy as np
 from keras_norms import files, library
 from keras_norms.messages import one_line
 from keras_norms.tflite import custom_op as kernel
-from keras_norms.tflite import lowering, progress
+from keras_norms.tflite import lowering, progress, vectors
 from keras_norms.tflite import metadata as notes
 from keras_norms.tflite import quantize as quantization
 from keras_norms.tflite import samples as sampling
@@ -141,7 +141,7 @@ def convert(
                 "quantize": quantize,
                 "norms": {norm.path: norm.form for norm in found},
             },
-            notes.TEST_VECTORS: notes.test_vectors(
+            notes.TEST_VECTORS: vectors.encoded(
                 first, {name: array[: inputs.batch] for name, array in want.items()}
             ),
         }
