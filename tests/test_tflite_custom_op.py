@@ -11,12 +11,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import reference
 import tensorflow as tf
 from flatbuffers import flexbuffers
 
+import keras_norms as kn
 from keras_norms import library
 from keras_norms.geometry import geometry
 from keras_norms.tflite import custom_op
@@ -564,6 +566,97 @@ def test_without_the_library(tmp_path, monkeypatch):
         assert str(caught.value) == (
             f"The custom op for TFLite is missing ({missing}). Run `keras-norms build --tflite`."
         )
+
+
+# Without a word of it ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A file of the converter's with the custom op, samples and Keras' results."""
+    keras.utils.set_random_seed(7)
+    norm = kn.GroupNormalization(3, beta_initializer="random_normal")
+    convolution = keras.layers.Conv2D(6, 3)
+    model = keras.Sequential([keras.Input((9, 7, 2)), convolution, norm, keras.layers.ReLU()])
+    path = tmp_path_factory.mktemp("written") / "m.tflite"
+    kn.tflite.convert(model, path, custom_op=True)
+    assert kn.tflite.inspect(path).custom == (CODE,)
+    x = np.random.default_rng(0).normal(size=(4, 9, 7, 2)).astype("float32")
+    return path, x, model(x).numpy()
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Every delegate that is made."""
+    made, make = [], custom_op.delegate
+    monkeypatch.setattr(custom_op, "delegate", lambda: made.append(make()) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize(
+    "runtime", [None, kn.tflite.Runtime("tf.lite"), kn.tflite.Runtime(xnnpack=False)]
+)
+def test_run_finds_the_custom_op(runtime, written, loaded):
+    path, x, want = written
+    got = kn.tflite.run(path, x, runtime=runtime)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert len(loaded) == 1
+
+
+def test_run_takes_the_delegate_that_is_given(written, loaded):
+    path, x, want = written
+    given = custom_op.delegate()
+    got = kn.tflite.run(path, x, delegates=[given])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert loaded == [given]
+
+
+def test_run_beside_another_delegate(written, loaded):
+    """Which none of ours is: loaded by hand."""
+    path, x, want = written
+    got = kn.tflite.run(path, x, delegates=[litert.load_delegate(str(custom_op.library()))])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert len(loaded) == 1
+
+
+def test_run_of_a_file_without_it_loads_nothing(tmp_path, loaded):
+    """That a name in a file is ours does not make it need the op."""
+    layer = keras.layers.ReLU()
+    x = keras.Input((3,), name="KerasNorms_Normalize")
+    path = tmp_path / "m.tflite"
+    kn.tflite.convert(keras.Model(x, layer(x)), path)
+    content = path.read_bytes()
+    assert content.count(b"KerasNorms_Normalize")
+    path.write_bytes(content.replace(b"KerasNorms_Normalize", CODE.encode()))
+    assert not custom_op.needed(path.read_bytes())
+    got = kn.tflite.run(path, np.array([[-1, 0, 2]], "float32"))
+    assert (got.tolist(), loaded) == ([[0, 0, 2]], [])
+
+
+def test_run_says_how_the_custom_op_is_built(written, tmp_path, monkeypatch):
+    path, x, want = written
+    by_hand = litert.load_delegate(str(custom_op.library()))
+    missing = tmp_path / "none.so"
+    monkeypatch.setenv("KERAS_NORMS_TFLITE_LIBRARY", str(missing))
+    message = f"The custom op for TFLite is missing ({missing}). Run `keras-norms build --tflite`."
+    for call in (
+        lambda: kn.tflite.run(path, x),
+        lambda: kn.tflite.compare(path, path),
+        lambda: kn.tflite.bench([path]),
+    ):
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            call()
+    got = kn.tflite.run(path, x, delegates=[by_hand])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_run_of_a_damaged_file_with_the_custom_op(written, tmp_path):
+    """LiteRT refuses it, in words."""
+    content = bytearray(written[0].read_bytes())
+    content[:4] = b"\xff" * 4
+    (tmp_path / "m.tflite").write_bytes(content)
+    with pytest.raises(ValueError, match=r"\S"):
+        kn.tflite.run(tmp_path / "m.tflite", written[1])
 
 
 def test_without_litert(monkeypatch):

@@ -13,7 +13,7 @@ from keras_norms.tflite import custom_op, progress
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.inspection import Inspection, Tensor, inspect, read
 from keras_norms.tflite.measure import Distance, distance
-from keras_norms.tflite.probe import is_ours, probe
+from keras_norms.tflite.probe import probe
 from keras_norms.tflite.runtimes import Runtime
 from keras_norms.tflite.signature import Input, fits, is_array, per_input
 from keras_norms.tflite.text import as_json, table
@@ -136,7 +136,7 @@ def bench(
         batch = _batches(file, data)[:1]
         content = read(path)[0]
         probe(content, batch, timeout=TIMEOUT)  # what ends a process is to end that one
-        delegates = [custom_op.delegate()] if any(map(is_ours, file.custom)) else []
+        delegates = [custom_op.delegate()] if custom_op.needed(content) else []
         runner = Runtime(threads=threads).open(content, delegates).get_signature_runner()
         runners.append((runner, batch[0]))
     times = np.empty((runs, len(runners)))

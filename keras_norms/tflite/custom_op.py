@@ -1,6 +1,7 @@
 """The custom op `KerasNorms>Normalize` for TFLite's interpreters: a norm as one fused node.
 
-`keras-norms build --tflite` compiles it. It is given to an interpreter as a delegate:
+`keras-norms build --tflite` compiles it. `keras_norms.tflite.run` finds it by itself; any other
+interpreter is given it as a delegate:
 
     from ai_edge_litert.interpreter import Interpreter
 
@@ -9,10 +10,16 @@
 
 import ctypes
 import functools
+import weakref
 from pathlib import Path
 from typing import Any
 
 from keras_norms import library as _library
+from keras_norms.tflite.contents import contents
+from keras_norms.tflite.extent import check_extent
+
+_OURS = "KerasNorms>"
+_DELEGATES: weakref.WeakSet = weakref.WeakSet()  # that were made here
 
 
 def library() -> Path:
@@ -43,7 +50,25 @@ def delegate() -> Any:
         from tensorflow import lite
 
         load_delegate = lite.experimental.load_delegate
-    return load_delegate(path)
+    made = load_delegate(path)
+    _DELEGATES.add(made)
+    return made
+
+
+def is_delegate(given: Any) -> bool:
+    """Whether it comes from `delegate`."""
+    return given in _DELEGATES
+
+
+def needed(content: bytes) -> bool:
+    """Whether a file has nodes of the custom op; one that is damaged is LiteRT's to refuse."""
+    if _OURS.encode() not in content:  # which spares large files a reading
+        return False
+    try:
+        check_extent(content)
+        return any(name.startswith(_OURS) for name in contents(content).custom)
+    except Exception:  # damaged bytes can make the reader fail in any way
+        return False
 
 
 @functools.cache

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_norms.tflite import custom_op
 from keras_norms.tflite.errors import ConversionError
-from keras_norms.tflite.flow import Flow
 
 CHILD = Path(__file__).with_name("probe_child.py")
-OURS = "KerasNorms>"
 ERROR = re.compile(r"[\w.]+Error: ")  # the last line of a traceback, or those from it on
 
 Batch = dict[str, np.ndarray]
@@ -57,7 +56,7 @@ def probe(
 
     Raises: ConversionError, if the process dies, fails or takes longer.
     """
-    library = _library(content)
+    delegate = [str(custom_op.library())] if custom_op.needed(content) else []
     job = {"batches": len(batches), "ranges": ranges, "tensors": list(tensors)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -65,7 +64,7 @@ def probe(
         (folder / "job.json").write_text(json.dumps(job))
         arrays = {f"{k}/{name}": a for k, batch in enumerate(batches) for name, a in batch.items()}
         np.savez(folder / "samples.npz", **arrays)
-        command = [sys.executable, "-P", str(CHILD), str(folder), *library]
+        command = [sys.executable, "-P", str(CHILD), str(folder), *delegate]
         done = _ended(command, timeout)
         if done.returncode:
             raise ConversionError(_reason(done.returncode, done.stderr))
@@ -88,21 +87,6 @@ def _ended(command: Sequence[str], timeout: float | None) -> subprocess.Complete
         raise ConversionError(
             f"LiteRT did not come to an end with the file in {timeout:g} s."
         ) from None
-
-
-def is_ours(op: str) -> bool:
-    """Whether a custom operation is the one that `keras_norms.tflite.custom_op` runs."""
-    return op.startswith(OURS)
-
-
-def _library(content: bytes) -> list[str]:
-    """The delegate that runs our operations, if there are any in the file."""
-    custom = {node.op for node in Flow(content).all_nodes if node.custom}
-    if not any(map(is_ours, custom)):
-        return []
-    from keras_norms.tflite.custom_op import library
-
-    return [str(library())]
 
 
 def _reason(code: int, text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_norms.tflite import custom_op
 from keras_norms.tflite.signature import fits, is_array, per_input
 
 
@@ -85,16 +86,33 @@ def run(
         data: `(samples, ...)`, an array for a file of one input, else a dict by input name. The
             number of samples is a multiple of the batch size that the file was written with.
         runtime: None is LiteRT with XNNPACK in one thread.
-        delegates: for operators that LiteRT does not have, as
-            `keras_norms.tflite.custom_op.delegate()`.
+        delegates: for operators that LiteRT does not have. That of `KerasNorms>Normalize` need not
+            be given.
 
     Returns: `(samples, ...)`, an array from a file of one output, else a dict by output name.
-    Raises: ValueError, if the samples do not fit the file.
+    Raises: ValueError, if the samples do not fit the file; RuntimeError, with the command that
+        builds it, if the file needs the custom op and no delegate is given.
     """
     with open(path, "rb") as file:
         content = file.read()
+    delegates = [*_ours(content, delegates), *delegates]
     outputs = run_content(content, data, runtime or Runtime(), delegates)
     return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+
+def _ours(content: bytes, given: Sequence[Any]) -> list[Any]:
+    """The delegate of the custom op, where a file needs it and it is not among those given.
+
+    It comes first: most others refuse a graph with an operator that nobody has claimed.
+    """
+    if not custom_op.needed(content) or any(map(custom_op.is_delegate, given)):
+        return []
+    try:
+        return [custom_op.delegate()]
+    except RuntimeError:
+        if given:  # which may have it
+            return []
+        raise
 
 
 def run_content(
