@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import keras_norms as kn
-from keras_norms import cli
+from keras_norms import cli, cli_tflite
 
 COMMAND = Path(cli.__file__).resolve().parent.parent / "keras_norms_command.py"
 COMMANDS = ("export", "inspect", "compare", "bench")
@@ -76,14 +76,15 @@ def main(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
 
     def run(*arguments):
-        before = {path: path.read_bytes() for path in folder.iterdir()}
+        before = {path: path.is_dir() or path.read_bytes() for path in folder.iterdir()}
         try:
             status = cli.main(list(map(str, arguments)))
         except SystemExit as error:
             status = error.code
         out, err = capsys.readouterr()
         if status:
-            assert {path: path.read_bytes() for path in folder.iterdir()} == before
+            after = {path: path.is_dir() or path.read_bytes() for path in folder.iterdir()}
+            assert after == before
             assert out == ""
         return status, out, err
 
@@ -224,22 +225,31 @@ def test_export_with_every_other_option(main, tmp_path):
     ("arguments", "message"),
     [
         (("none.keras", "m.tflite"), "There is no such file. Received: 'none.keras'"),
-        (("model.keras", "m.lite"), "`path` must name a file ending in '.tflite'. Received: 'm.li"),
-        (("model.keras", "none/m.tflite"), "The folder of `path` must exist. Received: path='none"),
+        (
+            ("model.keras", "m.lite"),
+            "`output` must name a file ending in '.tflite'. Received: 'm.l",
+        ),
+        (
+            ("model.keras", "none/m.tflite"),
+            "The folder of `output` must exist. Received: output='n",
+        ),
         (("samples.npy", "m.tflite"), "A saved model must end in .keras or .h5, or be a SavedMode"),
         (("model.keras", "m.tflite", "--data", "none.npy"), "'none.npy' holds no arrays: [Errno"),
         (("model.keras", "m.tflite", "--data", "model.keras"), "'model.keras' holds no arrays: "),
         (("model.keras", "m.tflite", "--data", "cut.npz"), "'cut.npz' holds no arrays: "),
         (("model.keras", "m.tflite", "--data", "one.tflite"), "'one.tflite' holds no arrays: "),
-        (("model.keras", "m.tflite", "--data", "other.npz"), "`data` must be an array of samples"),
+        (
+            ("model.keras", "m.tflite", "--data", "other.npz"),
+            "`--data` must be an array of samples",
+        ),
         (("open.keras", "m.tflite"), "Every size must be known and above 0. Received: (None, None"),
         (
             ("model.keras", "m.tflite", "--input-shape", "8,7,3"),
-            "`input_shapes` must agree with the model, whose input 'image' has shape (9, 7, 3)",
+            "`--input-shape` must agree with the model, whose input 'image' has shape (9, 7, 3)",
         ),
         (
             ("model.keras", "m.tflite", "--input-shape", "picture=9,7,3"),
-            "`input_shapes` must be a shape (without the batch) for each input (image)",
+            "`--input-shape` must be a shape (without the batch) for each input (image)",
         ),
         (
             ("model.keras", "m.tflite", "--tolerance", "1e-12"),
@@ -250,7 +260,8 @@ def test_export_with_every_other_option(main, tmp_path):
                 *("model.keras", "m.tflite", "--batch-size", "0"),
                 *("--quantize", "int8", "--calibration", "samples.npy"),
             ),
-            "quantize='int8' needs fixed sizes",
+            "--quantize int8 needs fixed sizes: the ranges of numbers are measured for one size. "
+            "Give `--batch-size` and every size in `--input-shape`. Received: {'image': (None, 9",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -260,6 +271,113 @@ def test_export_fails(arguments, message, main):
     assert status == 1
     assert err.startswith(f"keras-norms export: {message}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("open.keras",),
+            "Pass `--input-shape` (without the batch), as in `--input-shape 224,224,3`; a size "
+            "given there as ? stays open, which costs",
+        ),
+        (
+            ("model.keras", "--batch-size", 3, "--data", "samples.npy"),
+            "`--data` must hold the same number of samples for every input, a multiple of "
+            "--batch-size 3. Received: {'image': 16}",
+        ),
+        (("model.keras", "--data", "flat.npy"), "`--data` must hold samples of shape (9, 7, 3)"),
+        (("model.keras", "--tolerance", "1e-12"), "Allowed: --tolerance 1e-12 times that. "),
+        (
+            ("model.keras", "--tolerance", "1e-12"),
+            "Rounding in a deep network may need a larger `--tolerance`.)",
+        ),
+        (
+            ("model.keras", "--data", "nan.npy"),
+            "(Other samples can be given as `--data`.)",
+        ),
+        (
+            ("model.keras", "--quantize", "int8", "--calibration", "nan.npy"),
+            "`--calibration` must be finite. Received: 1 of 189 values of 'image' that are NaN",
+        ),
+        (
+            ("model.keras", "--quantize", "int16x8", "--calibration", "other.npz"),
+            "`--calibration` must be arrays of samples, one for each input (image)",
+        ),
+        (
+            ("model.keras", "--quantize", "int8", "--calibration", "flat.npy"),
+            "`--calibration` must hold samples of shape (9, 7, 3) for the input 'image'",
+        ),
+        (
+            ("saved", "--input-shape", "9,?,3"),
+            "`--input-shape` cannot change a SavedModel, which is converted as it is. Received: "
+            "--input-shape 9,?,3",
+        ),
+        (
+            ("saved", "--input-shape", "image=9,7,3", "--input-shape", "b=2"),
+            "Received: --input-shape image=9,7,3 --input-shape b=2",
+        ),
+        (
+            ("for_four",),
+            "`--batch-size` must agree with the SavedModel, which was written for one. Received: "
+            "--batch-size 1 for the input 'image'",
+        ),
+        (("for_four", "--batch-size", 0), "Received: --batch-size 0 for the input 'image'"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_errors_name_the_options(arguments, words, main, folder):
+    samples = np.load("samples.npy")
+    np.save("flat.npy", samples.reshape(16, -1))
+    samples[0, 0, 0, 0] = np.nan
+    np.save("nan.npy", samples[:1])
+    model = keras.models.load_model("model.keras")
+    for name, batch in (("saved", None), ("for_four", 4)):
+        if arguments[0] == name and not Path(name).exists():
+            spec = keras.InputSpec(shape=(batch, 9, 7, 3), dtype="float32", name="image")
+            with kn.portable():
+                model.export(name, verbose=False, input_signature=[spec])
+    status, _, err = main("export", arguments[0], "m.tflite", *arguments[1:])
+    assert status == 1
+    assert words in err
+    assert err.count("\n") == 1
+    for name in ("batch_size", "input_shape", "representative", "`data", "tolerance=", "quantize="):
+        assert name not in err
+
+
+def test_without_litert_an_option_is_named(main, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    status, _, err = main("export", "model.keras", "m.tflite")
+    assert status == 1
+    assert err.endswith("(`--no-verify` writes a file without running it.)\n")
+
+
+def test_names_of_users_are_not_options(main, folder):
+    """Not even if they look so."""
+    status, _, err = main("export", "data=3/batch_size=None.keras", "m.tflite")
+    assert status == 1
+    assert err.endswith(" Received: 'data=3/batch_size=None.keras'\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        ("A layer's `data`, data=x and path=/tmp/x", "A layer's `--data`, data=x and path=/tmp/x"),
+        ("input_shapes={'a': 3} tolerance=+", "--input-shape a=3 tolerance=+"),
+        (
+            "the file's data='a' or files' `tolerance`",
+            "the file's --data a or files' `--tolerance`",
+        ),
+        (
+            "load_model(path, safe_mode=False), metadata",
+            "load_model(path, safe_mode=False), metadata",
+        ),
+        ("input_shapes=(((( data=", "input_shapes=(((( data="),
+    ],
+)
+def test_words_of_others_do_no_harm(words, want):
+    """A layer can say anything."""
+    assert cli_tflite.as_typed(words) == want
 
 
 def test_an_object_array_is_not_unpickled(main, folder, tmp_path):
@@ -394,7 +512,7 @@ def test_json_of_what_is_infinitely_far(main, tmp_path):
         ),
         (
             ("compare", "two.tflite", "two.tflite", "--data", "odd.npy"),
-            "`data` must hold the same number of samples for every input, a multiple of 2.",
+            "`--data` must hold the same number of samples for every input, a multiple of 2.",
         ),
         (("bench", "one.tflite", "none.tflite"), "The file cannot be read: [Errno 2] No such file"),
         (("bench", "model.keras"), "A .tflite file must begin with its format's mark, TFL3."),
