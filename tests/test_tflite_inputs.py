@@ -11,6 +11,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from support import run_python
 
@@ -462,6 +463,73 @@ def test_a_killed_conversion(times, tmp_path):
     assert "`.NAME.XXXXXXXX.tmp`" in kn.tflite.convert.__doc__
     before, after = map(int, states.split())
     assert before > 0 < after
+
+
+# ---- A data set as for `fit` --------------------------------------------------------------------
+
+
+def test_a_data_set_as_for_fit(tmp_path, images):
+    """Anything of it that is not x has no effect."""
+    model, path, other = network(), tmp_path / "m.tflite", tmp_path / "other.tflite"
+    labels = np.arange(16)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
+    options = {"quantize": "int8", "norms": "float", "batch_size": 2}
+    report = kn.tflite.convert(model, path, representative_data=data, data=data, **options)
+    again = kn.tflite.convert(model, other, representative_data=images, data=images, **options)
+    assert (report.samples, report.agreements) == (16, again.agreements)
+    assert path.read_bytes() == other.read_bytes()
+    shuffled = data.unbatch().shuffle(16, seed=1).batch(3)  # in another order each time
+    np.testing.assert_array_equal(kn.tflite.run(path, data), kn.tflite.run(path, images))
+    found = kn.tflite.compare(path, path, shuffled)
+    assert (found.samples, found.outputs["output_0"].max_error) == (16, 0)
+    assert len(kn.tflite.bench([path, other], runs=1, data=shuffled)) == 2
+
+
+def test_a_data_set_of_several_inputs(tmp_path, rng):
+    a, b = keras.Input((3,), name="a"), keras.Input((None,), name="b")
+    x = [rng.normal(size=(4, n)).astype("float32") for n in (3, 5)]
+    model, path = (
+        keras.Model([a, b], kn.UnitNormalization()(a) + layers.ReLU()(b)[:, :1]),
+        tmp_path / "m.tflite",
+    )
+    for element in (tuple(x), (tuple(x), x[0]), ({"b": x[1], "a": x[0]}, x[0], x[1])):
+        data = tf.data.Dataset.from_tensor_slices(element)
+        kn.tflite.convert(model, path, input_shapes=[(3,), (None,)], data=data)
+        np.testing.assert_allclose(kn.tflite.run(path, data), model(x), rtol=0, atol=1e-5)
+    sizes = tf.data.Dataset.from_generator(
+        lambda: ((x[0][k], x[1][k, : k + 1]) for k in range(4)),
+        output_signature=(tf.TensorSpec((3,)), tf.TensorSpec((None,))),
+    )
+    with pytest.raises(ValueError, match=r"of one shape. Received: \(1,\) and \(2,\) for .* 'b'"):
+        kn.tflite.run(path, sizes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.repeat(), "`data` must have an end, as `data.take(100)` has. Received: <_Rep"),
+        (lambda d: d.take(0), "`data` must hold the same number of samples for every input, a mul"),
+        (lambda d: d.take(3), "`data` must hold the same number of samples for every input, a mul"),
+        (lambda d: d.map(lambda x, y: (y, x)), "`data` must hold samples of shape (9, 7, 3) for "),
+        (lambda d: d.map(lambda x, y: (x, x, y, y)), "`data` must be arrays of samples, one for e"),
+        (lambda d: d.map(lambda x, y: {"other": x}), "`data` must be arrays of samples, one for e"),
+    ],
+    ids=["endless", "empty", "odd", "y and x", "four", "other"],
+)
+def test_data_sets_that_do_not_fit(change, message, tmp_path, images):
+    path = tmp_path / "m.tflite"
+    data = change(tf.data.Dataset.from_tensor_slices((images, np.arange(16))))
+    kn.tflite.convert(network(), path, batch_size=2, verify=False)
+    for call in (
+        lambda: kn.tflite.convert(network(), tmp_path / "n.tflite", batch_size=2, data=data),
+        lambda: kn.tflite.run(path, data),
+        lambda: kn.tflite.compare(path, path, data),
+        lambda: kn.tflite.bench([path], data=data),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert str(caught.value).startswith(message)
+    assert not (tmp_path / "n.tflite").exists()
 
 
 # ---- What the file says of itself -------------------------------------------------------------

@@ -512,6 +512,15 @@ def ways():
         "dataset": dataset,
         "batched dataset": dataset.batch(3),
         "endless dataset": dataset.batch(4).repeat(),
+        "dataset of x and y": dataset.map(lambda x: (x, x["b"])).batch(3),
+        "dataset of x, y and weights": dataset.map(lambda x: (x, 1, 0.5)),
+        "dataset of tuples": dataset.map(lambda x: (x["a"], x["b"])).batch(3),
+        "dataset of a tuple and y": dataset.map(lambda x: ((x["a"], x["b"]), x["a"])).batch(3),
+        "tuple and tuple": ((tuple(step.values()), (b, a)) for step in steps),
+        "list and y": ((list(step.values()), 1) for step in steps),
+        "list, y and weights": [(list(step.values()), {"y": 3}, None) for step in steps],
+        "lists of samples": [([*a[:2]], [*b[:2]]), ([*a[2:]], [*b[2:]])],
+        "lists of numbers": ((a[k].tolist(), int(b[k])) for k in range(20)),
     }
 
 
@@ -525,6 +534,10 @@ def test_ways_to_give_samples(way):
     np.testing.assert_array_equal(joined(got)["b"], np.arange(20))
 
 
+# As for `fit`; y has the shape of a sample.
+XY = tf.data.Dataset.from_tensor_slices((np.arange(30.0).reshape(10, 3), np.ones((10, 3))))
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -533,8 +546,18 @@ def test_ways_to_give_samples(way):
         iter(np.arange(30.0).reshape(10, 3)),
         tf.data.Dataset.from_tensor_slices(np.arange(30.0).reshape(10, 3)),
         lambda: ([row[None]] for row in np.arange(30.0).reshape(10, 3)),
+        XY,
+        XY.batch(4),
+        XY.map(lambda x, y: ({"x": x}, y)),
+        XY.map(lambda x, y: ((x,), y, y)),
+        XY.map(lambda x, y: (x, x)),
+        lambda: ((x, float(y[0])) for x, y in XY.as_numpy_iterator()),
+        list(XY.batch(3).as_numpy_iterator()),
     ],
-    ids=["array", "list", "rows", "dataset", "representative_dataset"],
+    ids=[
+        *("array", "list", "rows", "dataset", "representative_dataset", "x and y", "batches of it"),
+        *("of a dict", "of a tuple, with weights", "x twice", "generator", "list of x and y"),
+    ],
 )
 def test_samples_of_one_input_fill_the_last_batch(data):
     got = batches(data, [Input("x", (4, 3), "float32")])
@@ -558,12 +581,36 @@ def test_samples_of_one_input_fill_the_last_batch(data):
         ([{"a": np.ones((2, 3)), "b": np.ones(1)}], "Every step"),
         (iter([]), "at least one"),
         ([{"a": np.ones((2, 3))}], "must be arrays of samples"),
+        (XY.map(lambda x, y: (x, y, y)), "with such an x, or .* Received: a tuple of 3"),
+        (XY, r"Every step of `representative_data` .* Received: {'a': 1, 'b': 3}"),
+        (XY.map(lambda x, y: ({"a": x}, y)), "Received: a dict of 'a'"),
+        (XY.map(lambda x, y: ((x, y, y), y, y)), "Received: a tuple of 3"),
+        ([(np.ones((2, 3)), np.ones(2), np.ones(2), np.ones(2))], "Received: a tuple of 4"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_samples(data, message):
     with pytest.raises(ValueError, match=message):
         batches(data, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ((np.ones(3), 1, 1, 1), "Received: a tuple of 4"),
+        ([np.ones(3), 1], "Received: a list of 2"),
+        (([1.0, 2.0, 3.0], 1), "Received: a tuple of 2"),
+        ((1.0, 2.0, 3.0), "Received: a tuple of 3"),
+        (
+            (np.ones(2), np.ones(3)),
+            r"samples of shape \(3,\) .* Received: an array of shape \(1, 2\)",
+        ),
+        (({"y": np.ones(3)}, 1), "Received: a dict of 'y'"),
+    ],
+)
+def test_steps_that_are_not_of_fit(step, message):
+    with pytest.raises(ValueError, match=rf"^`representative_data` must .*{message}"):
+        batches([step] * 10, [Input("x", (4, 3), "float32")])
 
 
 def test_doubtful_samples_warn_and_are_in_the_result():

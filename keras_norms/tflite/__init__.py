@@ -13,8 +13,9 @@ The rooms, in the order a model passes through them:
       forms.py       into LiteRT's operators, written by builder.py
       tidy.py      what TensorFlow's converter leaves to do
     checks.py      what a file must not hold
-    quantize.py    the numbers' format: samples.py, plan.py what stays float32, choice.py which
-                   norms do, engine.py and halves.py which write it, probe.py which looks into it
+    quantize.py    the numbers' format: samples.py (of the user's, which steps.py takes apart),
+                   plan.py what stays float32, choice.py which norms do, engine.py and halves.py
+                   which write it, probe.py which looks into it
     verify.py      the file run by runtimes.py, beside the model run by Keras
     metadata.py    what the file says of itself; vectors.py the sample that it holds
     report.py      what a person or a program reads at the end

@@ -16,6 +16,7 @@ from keras_norms.tflite.measure import Distance, distance
 from keras_norms.tflite.probe import probe
 from keras_norms.tflite.runtimes import Runtime
 from keras_norms.tflite.signature import Input, fits, is_array, per_input
+from keras_norms.tflite.steps import whole
 from keras_norms.tflite.text import as_json, table
 from keras_norms.tflite.verify import generate, generated_shape
 
@@ -68,8 +69,9 @@ def compare(
 
     Args:
         a, b: the files. Their inputs agree, and their outputs, by name or, if there is one, alone.
-        data: `(samples, ...)`, an array for files of one input, else a dict by input name; the
-            number of samples is a multiple of the files' batch size. None: 8 samples of noise.
+        data: `(samples, ...)`, an array for files of one input, else a dict by input name; or a
+            tf.data.Dataset of such or of `(x, y)`, as for `fit`. The number of samples is a
+            multiple of the files' batch size. None: 8 samples of noise.
         timeout: seconds > 0 that each file may take.
 
     Raises: ConversionError, a ValueError, if a file is damaged, cannot be run or takes too long, or
@@ -78,6 +80,7 @@ def compare(
     if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
         raise ValueError(f"`timeout` must be a number above 0. Received: {timeout!r}")
     first, second = inspect(a), inspect(b)
+    data = whole(data, _inputs(first))  # once: a data set may be shuffled each time
     batches = _batches(first, data)
     progress.say(f"running {first.path}")
     want = _outputs(first, batches, timeout)
@@ -133,6 +136,7 @@ def bench(
     for path in paths:
         progress.say(f"opening {path}")
         file = inspect(path)
+        data = whole(data, _inputs(file))  # once: it is arrays then
         batch = _batches(file, data)[:1]
         content = read(path)[0]
         probe(content, batch, timeout=TIMEOUT)  # what ends a process is to end that one
@@ -157,9 +161,13 @@ def _batch(inputs: Sequence[Tensor]) -> int:
     return (inputs[0].shape[0] if inputs and inputs[0].shape else 1) or 1
 
 
+def _inputs(file: Inspection) -> tuple[Input, ...]:
+    return tuple(Input(t.name, t.shape, t.dtype) for t in file.inputs)
+
+
 def _batches(file: Inspection, data: Any) -> list[dict[str, np.ndarray]]:
     """The samples as the file takes them."""
-    inputs = tuple(Input(t.name, t.shape, t.dtype) for t in file.inputs)
+    inputs = _inputs(file)
     size = _batch(file.inputs)
     if data is None:
         if sum(8 * math.prod(generated_shape(i)) for i in inputs) > LARGEST_NOISE:  # float64

@@ -13,7 +13,7 @@ import numpy as np
 from keras_norms import files, library
 from keras_norms.messages import one_line
 from keras_norms.tflite import custom_op as kernel
-from keras_norms.tflite import lowering, progress, vectors
+from keras_norms.tflite import lowering, progress, steps, vectors
 from keras_norms.tflite import metadata as notes
 from keras_norms.tflite import quantize as quantization
 from keras_norms.tflite import samples as sampling
@@ -67,7 +67,9 @@ def convert(
             "int8": weights and activations of 8 bits; "int16x8": activations of 16 bits. Inputs and
             outputs stay float32. It outranks `target`.
         representative_data: for "int8" and "int16x8", samples as in use (100 or more): arrays as
-            `data`, a generator function, an iterable or a tf.data.Dataset of inputs.
+            `data`, a generator function, an iterable or a tf.data.Dataset of inputs, or of
+            `(x, y)` or `(x, y, sample_weight)` as for `fit`. A tuple of two or three arrays is that
+            for a model of one input; with several inputs x is a tuple, a list or a dict of them.
         norms: for those two, what the norms compute in. "auto": each in floats where 8 bits would
             cost it more than 3 dB; "float", "quantized": all of them.
         batch_size: int > 0, the samples that one run of the file takes; None leaves it open, which
@@ -78,8 +80,9 @@ def convert(
         custom_op: whether each norm is one node `KerasNorms>Normalize`, which runs where its
             kernel is registered (`keras_norms.tflite.custom_op`).
         verify: whether to run the file. It needs LiteRT: `pip install "keras-norms[tflite]"`.
-        data: `(samples, ...)`, samples to compare on, given as `input_shapes` is. Their number is
-            a multiple of `batch_size`. Without it the first of `representative_data`, or noise.
+        data: `(samples, ...)`, samples to compare on, given as `input_shapes` is, or all of a
+            tf.data.Dataset as above. Their number is a multiple of `batch_size`. Without it the
+            first of `representative_data`, or noise.
         tolerance: float > 0, for float32 files: the difference allowed between LiteRT and Keras,
             relative to the largest value of an output. With `quantize` the report has it in dB.
         metadata: whether the file says how it was made and holds a sample with Keras' outputs.
@@ -194,7 +197,7 @@ def _said_of(model: keras.Model | str | os.PathLike) -> Iterator[None]:
 def _samples(data: Any, inputs: Any, batches: Any) -> dict[str, np.ndarray]:
     """What the file is compared on."""
     if data is not None:
-        return inputs.arrays(data)
+        return inputs.arrays(steps.whole(data, inputs.inputs))
     if batches is None:
         return verification.generate(inputs.inputs)
     enough = -(-verification.SAMPLES // inputs.batch)

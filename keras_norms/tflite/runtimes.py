@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from keras_norms.tflite import custom_op
-from keras_norms.tflite.signature import fits, is_array, per_input
+from keras_norms.tflite.signature import Input, fits, is_array, per_input
+from keras_norms.tflite.steps import whole
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def run(
 
     Args:
         path: the file.
-        data: `(samples, ...)`, an array for a file of one input, else a dict by input name. The
-            number of samples is a multiple of the batch size that the file was written with.
+        data: `(samples, ...)`, an array for a file of one input, else a dict by input name; or a
+            tf.data.Dataset of such or of `(x, y)`, as for `fit`. The number of samples is a
+            multiple of the batch size that the file was written with.
         runtime: None is LiteRT with XNNPACK in one thread.
         delegates: for operators that LiteRT does not have. That of `KerasNorms>Normalize` need not
             be given.
@@ -121,6 +123,8 @@ def run_content(
     """The same of a file's bytes; always a dict."""
     runner = runtime.open(content, delegates).get_signature_runner()
     details = runner.get_input_details()
+    inputs = [Input(n, tuple(_sizes(d)), np.dtype(d["dtype"]).name) for n, d in details.items()]
+    data = whole(data, inputs)
     arrays = per_input(data, list(details), "data", one=is_array)
     arrays = {n: np.asarray(a).astype(details[n]["dtype"]) for n, a in arrays.items()}
     batches = set()

@@ -2,13 +2,14 @@
 
 import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_norms.tflite import steps
 from keras_norms.tflite.probe import Batch
-from keras_norms.tflite.signature import Input, is_array
+from keras_norms.tflite.signature import Input
 
 FEW = 10
 MOST = 1024
@@ -22,7 +23,8 @@ def batches(data: Any, inputs: Sequence[Input], *, most: int = MOST) -> list[Bat
             - an array `(samples, ...)`, for a model of one input;
             - arrays for each input, in a list in the inputs' order or in a dict by name;
             - an iterable of such (a generator, a list of dicts, a `tf.data.Dataset`), each of any
-              number of samples, or one sample without the axis for samples;
+              number of samples, or one sample without the axis for samples; or of what `model.fit`
+              takes, `(x, y)` or `(x, y, sample_weight)`: `steps.py` has the rule;
             - a function that returns such an iterable, as TensorFlow's `representative_dataset`.
         inputs: the file's.
         most: no more samples than these are taken: an iterable may have no end.
@@ -31,7 +33,7 @@ def batches(data: Any, inputs: Sequence[Input], *, most: int = MOST) -> list[Bat
     Raises: ValueError, if the samples do not fit the inputs, are not finite, or are none.
     Warns: UserWarning, if fewer than ten are different, or an input is the same number throughout.
     """
-    arrays = _collect(data, inputs, most)
+    arrays = steps.collected(data, inputs, most)
     count = {name: len(array) for name, array in arrays.items()}
     if len(set(count.values())) != 1 or not min(count.values()):
         raise ValueError(
@@ -70,82 +72,6 @@ def doubts(arrays: Batch) -> list[str]:
         if array.dtype.kind == "f" and np.all(array == array.flat[0]):
             found.append(f"The representative data of {name!r} is {array.flat[0]:g} everywhere.")
     return found
-
-
-def _collect(data: Any, inputs: Sequence[Input], most: int) -> Batch:
-    if callable(data) and not is_array(data) and not isinstance(data, Iterable):
-        data = data()
-    named = _named(data, inputs)
-    if named is not None:
-        return {i.name: _array(named[i.name], i, one=False)[:most] for i in inputs}
-    if not isinstance(data, Iterable):
-        raise ValueError(_expected(inputs, data))
-    parts: dict[str, list] = {i.name: [] for i in inputs}
-    taken = 0
-    for step in data:
-        named = _named(step, inputs)
-        if named is None and isinstance(step, list | tuple) and len(inputs) == len(step):
-            named = {i.name: value for i, value in zip(inputs, step, strict=True)}
-        if named is None:
-            raise ValueError(_expected(inputs, step))
-        got = {i.name: _array(named[i.name], i, one=True) for i in inputs}
-        if len({len(array) for array in got.values()}) != 1:
-            counts = {name: len(array) for name, array in got.items()}
-            raise ValueError(
-                "Every step of `representative_data` must hold the same number of samples for "
-                f"every input. Received: {counts}"
-            )
-        for name, array in got.items():
-            parts[name].append(array)
-        taken += len(got[inputs[0].name])
-        if taken >= most:
-            break
-    return {
-        i.name: np.concatenate(parts[i.name])[:most] if parts[i.name] else np.empty((0, *i.shape))
-        for i in inputs
-    }
-
-
-def _named(data: Any, inputs: Sequence[Input]) -> dict[str, Any] | None:
-    """Values by input name, if the data is one value for each input."""
-    names = [i.name for i in inputs]
-    if isinstance(data, Mapping):
-        if set(data) != set(names):
-            raise ValueError(_expected(inputs, data))
-        return dict(data)
-    if is_array(data):
-        return {names[0]: data} if len(names) == 1 else None
-    several = isinstance(data, list | tuple) and len(data) == len(names)
-    if several and all(map(is_array, data)):
-        return dict(zip(names, data, strict=True))
-    return None
-
-
-def _array(value: Any, i: Input, one: bool) -> np.ndarray:
-    """`(samples, ...)` of the input's type."""
-    array = np.asarray(value)
-    if one and array.ndim == len(i.shape) - 1:
-        array = array[None]
-    if array.shape[1:] != tuple(i.shape[1:]) or array.ndim != len(i.shape):
-        raise ValueError(
-            f"`representative_data` must hold samples of shape {tuple(i.shape[1:])} for the input "
-            f"{i.name!r}. Received: an array of shape {array.shape}"
-        )
-    return array.astype(i.dtype)
-
-
-def _expected(inputs: Sequence[Input], received: Any) -> str:
-    if isinstance(received, Mapping):
-        shown = f"a dict of {', '.join(map(repr, received))}"
-    elif isinstance(received, list | tuple):
-        shown = f"a {type(received).__name__} of {len(received)}"
-    else:
-        shown = f"{received!r:.100}"
-    return (
-        "`representative_data` must be arrays of samples, one for each input "
-        f"({', '.join(i.name for i in inputs)}), in a list in this order or in a dict by name, or "
-        f"an iterable of such, or a function that returns one. Received: {shown}"
-    )
 
 
 def first(given: Sequence[Batch], samples: int) -> list[Batch]:
