@@ -7,6 +7,8 @@ from keras import layers as L
 from test_tflite import randomized
 
 import keras_norms as kn
+from keras_norms.tflite.graph import File
+from keras_norms.tflite.origins import origins
 
 IMAGE, ROW = (9, 8, 6), (10,)
 
@@ -330,3 +332,92 @@ def test_why_gamma_and_beta_stay(tmp_path):
     )
     assert report.norms[0].why == "gamma and beta stay: its result is an output"
     assert f"{report.norms[0].path}" in str(report)
+
+
+# ---- Where they went ---------------------------------------------------------------------------
+
+
+def places(model, folder):
+    """What the report says of each norm, by its own name."""
+    report = kn.tflite.convert(signed(model), folder / "m.tflite")
+    return {n.path.split("/")[-1]: n.why.removeprefix("in the weights of ") for n in report.norms}
+
+
+def test_layers_are_named_where_they_take_a_norm_in(tmp_path):
+    """Not by TensorFlow's scopes, in which `conv` is `conv_1`, nor by the name of an output."""
+    model = chain(
+        L.Conv2D(4, 3, name="conv"),
+        kn.BatchNormalization(name="one"),
+        L.ReLU(),
+        L.DepthwiseConv2D(3, name="conv_1"),
+        L.BatchNormalization(name="two"),
+        L.ReLU(),
+        kn.WeightNormalization(L.Conv2D(4, 3, activation="relu", name="conv_2"), name="wrapper"),
+        kn.LayerNormalization(name="three"),
+        L.Flatten(),
+        L.Dense(3, name="dense"),
+    )
+    found, name = places(model, tmp_path), model.name
+    assert found["one"] == f"CONV_2D {name}/conv"
+    assert found["two"] == f"DEPTHWISE_CONV_2D {name}/conv_1"
+    assert found["three"] == f"FULLY_CONNECTED {name}/dense (gamma and beta)"
+
+
+def test_nested_and_shared_layers_are_named(tmp_path):
+    x = keras.Input(IMAGE)
+    inner = keras.Sequential(
+        [keras.Input(IMAGE), L.Conv2D(6, 3, padding="same", name="conv"), norm()], name="inner"
+    )
+    y = L.Conv2DTranspose(4, 3, name="conv")(inner(L.ReLU()(inner(x))))
+    y = kn.BatchNormalization(name="after")(y)
+    y = kn.BatchNormalization(name="separated")(L.SeparableConv2D(5, 3, name="pair")(L.ReLU()(y)))
+    assert places(keras.Model(x, y), tmp_path) == {
+        "norm": "CONV_2D inner/conv",
+        "norm#2": "CONV_2D inner/conv",
+        "after": "TRANSPOSE_CONV conv",
+        "separated": "CONV_2D pair",
+    }
+
+
+def test_layers_of_attention_are_named(tmp_path):
+    x = keras.Input((5, 8))
+    y = kn.LayerNormalization(name="norm")(x)
+    model = keras.Model(x, L.MultiHeadAttention(2, 4, name="attention")(y, y))
+    said = places(model, tmp_path)["norm"]
+    assert {part.split()[1] for part in said.split(", ")} == {
+        f"attention/{name}" for name in ("query", "key", "value")
+    }
+
+
+PAIR = {"left": "relu", "right": "tanh"}
+
+
+def test_a_layer_with_the_weights_of_another_is_not_taken_for_it(tmp_path):
+    """Their kernels are one constant in the file, which has the name of either."""
+    x = keras.Input(ROW)
+    parts = [kn.BatchNormalization(name=name)(L.Activation(a)(x)) for name, a in PAIR.items()]
+    heads = [L.Dense(3, use_bias=False, name=f"of_{name}") for name in PAIR]
+    model = signed(keras.Model(x, [h(p) for h, p in zip(heads, parts, strict=True)]))
+    heads[1].set_weights(heads[0].get_weights())
+    report = kn.tflite.convert(model, tmp_path / "m.tflite")
+    assert [n.form for n in report.norms] == ["folded"] * 2
+    for found in report.norms:
+        assert found.why.startswith("in the weights of FULLY_CONNECTED StatefulPartitionedCall")
+
+
+def test_a_name_that_two_share_is_nobodys(tmp_path):
+    x = keras.Input(ROW)
+    heads = [L.Dense(3, use_bias=False, name=name) for name in PAIR]
+    model = keras.Model(x, [h(L.Activation(PAIR[h.name])(x)) for h in heads])
+    heads[1].set_weights(heads[0].get_weights())
+    kn.tflite.convert(model, tmp_path / "m.tflite", verify=False)
+    (graph,) = File((tmp_path / "m.tflite").read_bytes()).graphs
+    one, two = (op for op in graph.operators if graph.name(op) == "FULLY_CONNECTED")
+    weights = graph.inputs(one)[1]
+    assert graph.inputs(two)[1] == weights
+    graph.raw.tensors[weights].name = b"net/left_1/MatMul"
+    scopes = {"net/left_1": {"left"}, "net": {"right"}}
+    assert origins(graph, scopes) == {}
+    graph.operators.remove(two)
+    assert origins(graph, scopes) == {id(one): "left"}
+    assert origins(graph, {"net/left_1": {"left", "right"}}) == {}

@@ -6,7 +6,7 @@ The rooms, in the order a model passes through them:
     sources.py     what is converted: a Keras model, or a SavedModel as it is
     signature.py   the model's inputs, with every size fixed
     layers.py      how its norm layers are called for a file, Keras' as ours
-    marks.py       where they begin and end in the trace
+    marks.py       where they begin and end in the trace; origins.py whose the operators are
     writer.py      TensorFlow's converter
     lowering.py    which form each norm takes, by target: the table and the pass over the file
       fold.py        into the weights around it

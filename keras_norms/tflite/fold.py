@@ -8,7 +8,7 @@ A factor and an offset are arrays that broadcast against a tensor without its fi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from keras_norms.tflite.graph import NONE, Graph
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
 # The places among the inputs of what comes in, the weights and the bias.
-_PLACES = {"TRANSPOSE_CONV": (2, 1, 3)}
+PLACES = {"TRANSPOSE_CONV": (2, 1, 3)}
 _SAME = 0  # padding
 
 # What the model's own names begin with in a file.
@@ -53,10 +53,15 @@ def attempt(make: Callable[[], Plan]) -> tuple[Plan | None, str]:
 
 
 class Folding:
-    """Looks at a graph as it is; make a new one after the graph has changed."""
+    """Looks at a graph as it is; make a new one after the graph has changed.
 
-    def __init__(self, graph: Graph):
+    Args:
+        layers: the paths of Keras' layers by the identity of operators, which are named after them.
+    """
+
+    def __init__(self, graph: Graph, layers: Mapping[int, str]):
         self.graph = graph
+        self.layers = layers
         self.producers = graph.producers()
         self.consumers = graph.consumers()
 
@@ -157,7 +162,7 @@ class Folding:
             raise Cannot("its result is an output")
         kind, shape = graph.name(op), graph.shape(tensor)
         if kind in WEIGHTED:
-            place = _PLACES.get(kind, (0, 1, 2))[0]
+            place = PLACES.get(kind, (0, 1, 2))[0]
             if [graph.inputs(op)[k] == tensor for k in range(len(op.inputs))].count(True) != 1 or (
                 graph.inputs(op)[place] != tensor
             ):
@@ -233,7 +238,7 @@ class Folding:
 
     def _weights(self, op: Any, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
         """As float64, so that a product is rounded once."""
-        _, of_weights, of_bias = _PLACES.get(kind, (0, 1, 2))
+        _, of_weights, of_bias = PLACES.get(kind, (0, 1, 2))
         inputs = self.graph.inputs(op)
         w = self.graph.value(inputs[of_weights])
         given = len(inputs) > of_bias and inputs[of_bias] >= 0
@@ -243,13 +248,13 @@ class Folding:
         return w.astype(np.float64), None if bias is None else bias.astype(np.float64)
 
     def _rewritten(self, op: Any, kind: str, w: np.ndarray, bias: np.ndarray | None) -> Plan:
-        _, of_weights, of_bias = _PLACES.get(kind, (0, 1, 2))
+        _, of_weights, of_bias = PLACES.get(kind, (0, 1, 2))
         numbers = [w] if bias is None else [w, bias]
         new = [np.asarray(v, np.float64).astype(np.float32) for v in numbers]
         if not all(np.all(np.isfinite(v)) for v in new):
             raise Cannot(f"the weights of {kind} would not be finite")
         graph, name = self.graph, self.graph.tensor_name(self.graph.outputs(op)[0])
-        said = f"{kind} {name.split(';')[0].removeprefix(PREFIX)}"
+        said = self.layers.get(id(op)) or name.split(";")[0].removeprefix(PREFIX)
 
         def act():
             inputs = graph.inputs(op)
@@ -261,7 +266,7 @@ class Folding:
             if kind == "TRANSPOSE_CONV":  # the first version has no bias
                 op.opcodeIndex = graph.file.code(kind, version=3)
 
-        return Plan([act], [said])
+        return Plan([act], [f"{kind} {said}"])
 
     def _over_space(self, op: Any) -> bool:
         """Whether a MEAN leaves the batch and the channels alone."""

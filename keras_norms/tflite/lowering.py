@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_norms.tflite import fold, forms, marks, tidy
+from keras_norms.tflite import fold, forms, marks, origins, tidy
 from keras_norms.tflite.builder import Builder
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.graph import File, Graph
@@ -54,6 +54,7 @@ def kind(view: forms.View) -> str:
 def lower(
     content: bytes,
     calls: Mapping[int, marks.Call],
+    scopes: origins.Scopes,
     *,
     target: str = "any",
     quantize: str | None = None,
@@ -63,6 +64,7 @@ def lower(
 
     Args:
         calls: the layers' calls, by the number in their marks.
+        scopes: of `origins.noted`, for the names of what norms are folded into.
 
     Returns: the bytes of the new file, and its norms in the order in which they are computed.
     """
@@ -71,7 +73,7 @@ def lower(
     named = _Paths(calls)
     found = []
     for graph in file.graphs:
-        found.append(_Pass(graph, named, column(target, quantize), custom_op))
+        found.append(_Pass(graph, named, scopes, column(target, quantize), custom_op))
         found[-1].run()
     file.name_apart()
     content = file.dump()
@@ -107,8 +109,12 @@ class _Region:
 class _Pass:
     """The lowering of one graph."""
 
-    def __init__(self, graph: Graph, named: _Paths, column: str, custom_op: bool):
+    def __init__(
+        self, graph: Graph, named: _Paths, scopes: origins.Scopes, column: str, custom_op: bool
+    ):
         self.graph = graph
+        self.layers = origins.origins(graph, scopes)
+        self._kept = list(graph.operators)  # so that no later one is taken for one of them
         self.named = named
         self.column = column
         self.custom_op = custom_op
@@ -214,7 +220,7 @@ class _Pass:
                 else "not folded: its numbers are known only at run time"
             )
             return self._multiply_and_add(op, (scale, shift), ones)
-        folding = fold.Folding(graph)
+        folding = fold.Folding(graph, self.layers)
         reasons = []
         for make in (
             lambda: folding.backward(x, op, a, b),
@@ -294,7 +300,7 @@ class _Pass:
             return
         form = TABLE[kind(view)][self.column]
         if self.column == "cpu" and kind(view) == LAYER_NORM:
-            plan, _ = fold.attempt(lambda: fold.Folding(graph).centred(x, op))
+            plan, _ = fold.attempt(lambda: fold.Folding(graph, self.layers).centred(x, op))
             if plan is not None:
                 plan.carry_out()
                 region.folded += [f"{target} (the mean)" for target in plan.targets]
@@ -312,7 +318,7 @@ class _Pass:
             return gamma, beta
         a = np.ones_like(b) if a is None else a
         b = np.zeros_like(a) if b is None else b
-        folding = fold.Folding(graph)
+        folding = fold.Folding(graph, self.layers)
         left, what = None, "gamma and beta"
         plan, reason = fold.attempt(lambda: folding.forward(y, a, b))
         if plan is None and gamma is not None and not view.space_axes and invertible(a):

@@ -149,8 +149,12 @@ class Call:
 
     @property
     def path(self) -> str:
-        """A layer without weights may have no path, as it is never built."""
-        return self.layer.path or self.layer.name
+        return path_of(self.layer)
+
+
+def path_of(layer: keras.Layer) -> str:
+    """A layer without weights may have no path, as it is never built."""
+    return layer.path or layer.name
 
 
 class Marked:

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_norms import normalize
 from keras_norms.messages import one_line
-from keras_norms.tflite import layers, lowering, marks, precision, writer
+from keras_norms.tflite import layers, lowering, marks, origins, precision, writer
 from keras_norms.tflite.errors import ConversionError
 from keras_norms.tflite.norms import Norm
 from keras_norms.tflite.signature import Input, Signature, signature
@@ -52,9 +52,10 @@ class KerasModel:
             found = layers.replacements(self.model, column)
             if column == "integers":
                 stack.enter_context(layers.unrolled(self.model))
+            scopes = stack.enter_context(origins.noted(self.model))
             content, marked = self._traced(found)
         content, norms = lowering.lower(
-            content, marked.calls, target=target, quantize=quantize, custom_op=custom_op
+            content, marked.calls, scopes, target=target, quantize=quantize, custom_op=custom_op
         )
         return content, [*layers.computed(self.model), *norms]
 
