@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import keras_norms as kn
-from keras_norms import cli, cli_tflite
+from keras_norms import cli, cli_words
 
 COMMAND = Path(cli.__file__).resolve().parent.parent / "keras_norms_command.py"
 COMMANDS = ("export", "inspect", "compare", "bench")
@@ -377,7 +377,7 @@ def test_names_of_users_are_not_options(main, folder):
 )
 def test_words_of_others_do_no_harm(words, want):
     """A layer can say anything."""
-    assert cli_tflite.as_typed(words) == want
+    assert cli_words.as_typed(words) == want
 
 
 def test_an_object_array_is_not_unpickled(main, folder, tmp_path):
