@@ -27,13 +27,18 @@ LAYERS = {
     "instance_channels_first": (lambda **k: kn.InstanceNormalization(axis=1, **k), (2, 3, 7, 8)),
     "batch": (lambda **k: kn.BatchNormalization(**k), (7, 5, 3, 11)),
     "batch_channels_first": (lambda **k: kn.BatchNormalization(axis=1, **k), (3, 5, 7, 2)),
+    "batch_held": (lambda **k: kn.BatchNormalization(**k), (7, 9, 11, 16)),
+    "batch_held_channels_first": (lambda **k: kn.BatchNormalization(axis=1, **k), (9, 3, 16, 24)),
     "one_element_a_group": (lambda **k: kn.InstanceNormalization(**k), (1, 1, 1, 2)),
 }
 
 
+def calls(function: str) -> int:
+    return ctypes.CDLL("libcuda.so.1").fake_cuda_calls(function.encode())
+
+
 def launches() -> int:
-    calls = ctypes.CDLL("libcuda.so.1").fake_cuda_calls
-    return calls(b"cuLaunchKernel") + calls(b"cuLaunchKernelEx")
+    return calls("cuLaunchKernel") + calls("cuLaunchKernelEx")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +57,16 @@ def test_forward_and_gradients(name, dtype, mode):
     layer = make(dtype=support.policy(dtype))
     means = (0.0, 1e4) if dtype == "float32" else (3.0,)
     support.check(layer, shape, "fused", mode, means=means, dtype=dtype, **support.training(layer))
+
+
+@pytest.mark.skipif("FAKE_CUDA_SHARED" not in os.environ, reason="not on a device that holds more")
+def test_batch_normalization_by_all_blocks(mode):
+    """Of a device whose blocks and clusters hold little: `tests/cuda/run` asks for one."""
+    for axis, shape in ((-1, (7, 9, 11, 16)), (1, (9, 3, 16, 24))):
+        layer, before = kn.BatchNormalization(axis=axis), calls("cooperative")
+        how = support.training(layer)
+        support.check(layer, shape, "fused", mode, means=(0.0, 1e4), dtype="float32", **how)
+        assert calls("cooperative") >= before + 2  # forward and backward
 
 
 def test_batch_normalization_in_inference(mode):

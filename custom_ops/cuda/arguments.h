@@ -18,8 +18,10 @@ constexpr int kSliceGradientThreads = 256;  // and backward
 constexpr int kSlicePadding = 32 / 8;  // floats after those of each thread, against bank conflicts
 constexpr int kMostCluster = 16;       // blocks of a cluster
 constexpr int kSliceFigures = 10;      // floats for each unit of a slice
+constexpr int kSharedFigures = 3;      // the first of them: those that its blocks tell each other
 constexpr int kLaneTile = 4;           // rows of lanes whose moments are found in registers
 constexpr int kReduceWords = 64;       // floats that GroupSum needs of shared memory
+constexpr int kReservedBytes = 1024;   // of shared memory, that the system takes of each block
 constexpr int kSumRows = 8;            // of the block of SumParts, and its columns
 constexpr int kSumColumns = 32;
 
@@ -148,16 +150,24 @@ struct Gradient {
 // A slice is what has its statistics to itself and is held in the shared memory of a cluster of
 // blocks: `rows` of `columns` vectors, of which `vectors` are there (the last row may be shorter),
 // with `units` units side by side. Block r of a cluster has Part(rows, cluster, r).
+//
+// A cluster is the device's own, whose blocks read each other's shared memory, or, if `told` is not
+// null, any blocks that run at the same time: they tell each other figures in memory.
 struct Slice {
   Index sample, tile, row;  // elements from one to the next
-  int tiles;                // slices of a sample
+  Index skip;               // that lie between the runs of `length` vectors; length 0: none
+  int length;
+  int tiles;  // slices of a sample
   int rows, columns, vectors, units, cluster;
+  int lanes;     // threads, a power of 2, that merge what the blocks have found for a unit
   int slots;     // vectors that a block holds, at most
   int head;      // floats before these in shared memory, for sums and figures
   int channels;  // of a slice
   // 0: the elements of a row have channels of their own, the same ones in each row. Otherwise so
   // many elements in turn have a channel in common.
   int run;
+  float* told;        // [slices][cluster][kSharedFigures][units]
+  unsigned* arrived;  // [slices], 0 at first: how often a block has told its figures
 };
 
 struct SlicesForward {
@@ -171,15 +181,16 @@ struct SlicesForward {
 };
 
 // Cluster (part, tile) takes the slices of a tile in one of `parts` equal parts of the samples. Of
-// a run of 1 the parts of dgamma are [parts][tiles][slice.channels], otherwise there is one for
-// each block of a cluster: [parts][cluster][tiles][slice.channels], and parts = samples.
+// a run of 1, and where each unit is a channel, the parts of dgamma are
+// [parts][tiles][slice.channels], otherwise there is one for each block of a cluster:
+// [parts][cluster][tiles][slice.channels]. parts = samples but for a run of 1.
 struct SlicesBackward {
   Slice slice;
   const void *dy, *x;
   const float *gamma, *beta;          // as above
   const float *mean, *variance;       // as above
   void* dx;                           // may be dy
-  float *dgamma_parts, *dbeta_parts;  // may be null, both
+  float *dgamma_parts, *dbeta_parts;  // may be null, both; each, where each unit is a channel
   Index samples, parts;
   float epsilon;
   int subtract_mean, activation;

@@ -76,6 +76,26 @@ __device__ inline float FromBlock(int rank, const float* p) {
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(at) : "memory");
   return value;
 }
+
+// Between blocks that run at the same time, in memory: what one has stored, and what all of its
+// threads have before a __syncthreads(), others can read once they have awaited its arrival.
+__device__ inline void Tell(float* p, float value) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory");
+}
+__device__ inline float Told(const float* p) {
+  float value;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(p) : "memory");
+  return value;
+}
+__device__ inline void Arrive(unsigned* arrived) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+}
+__device__ inline void AwaitArrivals(const unsigned* arrived, unsigned all) {
+  unsigned so_far;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(so_far) : "l"(arrived) : "memory");
+  } while (so_far < all);
+}
 #endif
 #else
 template <class E>
@@ -108,6 +128,9 @@ inline void AwaitCopies() { shim::AwaitCopies(); }
 inline float FromBlock(int rank, const float* p) {
   return *static_cast<const float*>(shim::SharedMemoryOf(rank, p));
 }
+inline void Tell(float* p, float value) { shim::Tell(p, value); }
+inline float Told(const float* p) { return *p; }
+inline void Arrive(unsigned* arrived) { shim::Arrive(arrived); }
 
 inline float Widen(unsigned short bits, const float16*) {
   const unsigned magnitude = bits & 0x7fff, sign = (bits & 0x8000u) << 16;

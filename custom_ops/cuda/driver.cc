@@ -18,14 +18,16 @@ using Result = int;
 using Handle = void*;
 constexpr Result kSuccess = 0;
 constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;
+constexpr int kMultiprocessorCount = 16, kCooperativeLaunch = 95;
 constexpr int kMaxSharedMemoryPerBlockOptin = 97, kClusterLaunch = 120;
 constexpr int kMaxDynamicSharedSizeBytes = 8, kNonPortableClusterSizeAllowed = 14;
-constexpr int kClusterDimension = 4;
+constexpr int kCooperative = 2, kClusterDimension = 4;
 struct LaunchAttribute {
   int id;
   char pad[4];
   union {
     unsigned cluster[3];
+    int cooperative;
     char room[64];
   } value;
 };
@@ -55,6 +57,7 @@ struct Driver {
                          unsigned, Handle, void**, void**);
   Result (*LaunchKernelEx)(const LaunchConfig*, Handle, void**, void**);
   Result (*OccupancyMaxPotentialClusterSize)(int*, Handle, const LaunchConfig*);
+  Result (*OccupancyMaxActiveBlocksPerMultiprocessor)(int*, Handle, int, size_t);
   std::string why_not;  // why it cannot be used; empty if it can
 
   Driver() {
@@ -82,6 +85,7 @@ struct Driver {
     find(&LaunchKernel, "cuLaunchKernel");
     find(&LaunchKernelEx, "cuLaunchKernelEx");
     find(&OccupancyMaxPotentialClusterSize, "cuOccupancyMaxPotentialClusterSize");
+    find(&OccupancyMaxActiveBlocksPerMultiprocessor, "cuOccupancyMaxActiveBlocksPerMultiprocessor");
     if (why_not.empty()) Check(Init(0), "cuInit", &why_not);
   }
 
@@ -137,13 +141,14 @@ struct DriverLauncher::Module {
   // have room for smaller clusters only.
   bool FindCapability(int device, std::string* error) {
     const Driver& driver = TheDriver();
-    int clusters = 0, shared_bytes = 0, most = 0;
+    int clusters = 0, shared_bytes = 0, most = 0, cooperative = 0, multiprocessors = 0, blocks = 0;
     Handle function = nullptr;
-    if (!driver.Check(driver.DeviceGetAttribute(&clusters, kClusterLaunch, device),
-                      "cuDeviceGetAttribute", error) ||
-        !driver.Check(
-            driver.DeviceGetAttribute(&shared_bytes, kMaxSharedMemoryPerBlockOptin, device),
-            "cuDeviceGetAttribute", error)) {
+    const auto get = [&](int* value, int attribute) {
+      return driver.Check(driver.DeviceGetAttribute(value, attribute, device),
+                          "cuDeviceGetAttribute", error);
+    };
+    if (!get(&clusters, kClusterLaunch) || !get(&shared_bytes, kMaxSharedMemoryPerBlockOptin) ||
+        !get(&cooperative, kCooperativeLaunch) || !get(&multiprocessors, kMultiprocessorCount)) {
       return false;
     }
     if (clusters == 0) return true;
@@ -154,10 +159,14 @@ struct DriverLauncher::Module {
     config.shared_bytes = static_cast<unsigned>(shared_bytes);
     if (!Find("slices_forward_float32x4", config.shared_bytes, kMostCluster, &function, error) ||
         !driver.Check(driver.OccupancyMaxPotentialClusterSize(&most, function, &config),
-                      "cuOccupancyMaxPotentialClusterSize", error)) {
+                      "cuOccupancyMaxPotentialClusterSize", error) ||
+        !driver.Check(driver.OccupancyMaxActiveBlocksPerMultiprocessor(
+                          &blocks, function, kSliceThreads, shared_bytes / 2 - kReservedBytes),
+                      "cuOccupancyMaxActiveBlocksPerMultiprocessor", error)) {
       return false;
     }
-    capability = {static_cast<unsigned>(most), config.shared_bytes};
+    capability = {static_cast<unsigned>(most), config.shared_bytes,
+                  cooperative != 0 ? static_cast<unsigned>(multiprocessors * blocks) : 0};
     return true;
   }
 
@@ -235,10 +244,15 @@ bool DriverLauncher::Launch(const char* kernel, const Shape& shape, void** argum
   if (!module_->Find(kernel, shape.shared_bytes, shape.cluster, &function, &error_)) return false;
   const Driver& driver = TheDriver();
   const Dim3 &grid = shape.grid, &block = shape.block;
-  LaunchAttribute attribute = {};
-  attribute.id = kClusterDimension;
-  attribute.value.cluster[0] = shape.cluster;
-  attribute.value.cluster[1] = attribute.value.cluster[2] = 1;
+  LaunchAttribute attribute = {};  // no launch has both
+  if (shape.cooperative) {
+    attribute.id = kCooperative;
+    attribute.value.cooperative = 1;
+  } else {
+    attribute.id = kClusterDimension;
+    attribute.value.cluster[0] = shape.cluster;
+    attribute.value.cluster[1] = attribute.value.cluster[2] = 1;
+  }
   const LaunchConfig config = {{grid.x, grid.y, grid.z},
                                {block.x, block.y, block.z},
                                shape.shared_bytes,
@@ -246,7 +260,7 @@ bool DriverLauncher::Launch(const char* kernel, const Shape& shape, void** argum
                                &attribute,
                                1};
   const Result result =
-      shape.cluster > 1
+      shape.cluster > 1 || shape.cooperative
           ? driver.LaunchKernelEx(&config, function, arguments, nullptr)
           : driver.LaunchKernel(function, grid.x, grid.y, grid.z, block.x, block.y, block.z,
                                 shape.shared_bytes, stream_, arguments, nullptr);

@@ -5,8 +5,9 @@
 //   segments  t > 1       runs of t elements
 //
 // The last two go over x twice: partial sums to the workspace, merged by a small kernel, then the
-// elements. Devices with clusters of blocks read slices once that these can hold (Held). Scale and
-// shift are normalization by given numbers, with a unit per channel.
+// elements. Devices with clusters of blocks read slices once that these, or all blocks that run at
+// the same time, can hold (Held). Scale and shift are normalization by given numbers, with a unit
+// per channel.
 #include "custom_ops/cuda/plan.h"
 
 #include <algorithm>
@@ -26,6 +27,7 @@ constexpr int64_t kSharedBytes = 48 << 10;  // what every device gives without b
 constexpr int64_t kBlocks = 2048;           // fill any device: from here on blocks get more work
 constexpr int64_t kMostShared = 256 << 10;  // no block has more
 constexpr int64_t kLeastPart = 2048;        // bytes of a slice that are worth a block
+constexpr int64_t kTogether = 128;          // blocks of a cooperative launch, at most
 
 int64_t PowerOf2(int64_t least, int64_t most) {
   int64_t power = 1;
@@ -91,7 +93,8 @@ class Plan {
                       kReduceWords * sizeof(float), &a);
       }
     }
-    if (const auto held = Held(k, false)) {
+    if (auto held = Held(k, false)) {
+      TakeTold(&*held);
       SlicesForward a = {held->slice,
                          x,
                          gamma,
@@ -165,10 +168,12 @@ class Plan {
       }
     }
 
-    if (const auto held = Held(k, true)) {
+    if (auto held = Held(k, true)) {
+      TakeTold(&*held);
       const Slice& slice = held->slice;
+      const bool own = k.d == 1;  // the sums of a unit are those of a channel
       const int64_t parts = IsRow(k) ? RowParts(k.n, slice.cluster) : k.n;
-      const int64_t planes = IsRow(k) ? parts : parts * slice.cluster;
+      const int64_t planes = IsRow(k) || own ? parts : parts * slice.cluster;
       SlicesBackward a = {slice,
                           dy,
                           x,
@@ -177,19 +182,20 @@ class Plan {
                           mean,
                           variance,
                           dx,
-                          nullptr,
-                          nullptr,
+                          dgamma,
+                          dbeta,
                           k.n,
                           parts,
                           static_cast<float>(epsilon),
                           subtract_mean,
                           static_cast<int>(activation)};
-      if (parameters) {
+      const bool whole = own && planes == 1;  // the one part is all
+      if (parameters && !whole) {
         a.dgamma_parts = arena_.Take<float>(planes * channels);
         a.dbeta_parts = arena_.Take<float>(planes * channels);
       }
       LaunchSlices("slices_backward", *held, parts, &a);
-      if (parameters) {
+      if (parameters && !whole) {
         Sum({a.dgamma_parts, a.dbeta_parts}, {dgamma, dbeta}, 1, channels, planes, 0, channels, 1);
       }
       return;
@@ -241,14 +247,23 @@ class Plan {
     }
   }
 
-  // As NormalizeGrad's, for any capability.
+  // As Held's launches, for any capability.
   void TakeSliceParts(const Geometry& k) {
     if (width_ == 1) return;
-    const int64_t most = k.size() / std::max<int64_t>(1, k.n) * kVectorBytes / width_ / kLeastPart;
+    const int64_t bytes = k.size() * kVectorBytes / width_;
+    const int64_t most = bytes / std::max<int64_t>(1, k.n) / kLeastPart;
     const int64_t row = k.d / width_ * (2 * kVectorBytes + width_ * 2 * sizeof(float));
     const int64_t fewest = std::max<int64_t>(1, CeilDiv(row, kMostShared));
-    const int64_t planes =
-        IsRow(k) ? RowParts(k.n, fewest) : k.n * std::clamp<int64_t>(most, 1, kMostCluster);
+    int64_t planes = k.d == 1   ? k.n
+                     : IsRow(k) ? RowParts(k.n, fewest)
+                                : k.n * std::clamp<int64_t>(most, 1, kMostCluster);
+    if (bytes <= kTogether * kMostShared) {
+      const int64_t blocks = std::min(kTogether, k.n * most);
+      if (k.d > 1) planes = std::max(planes, blocks);
+      const int64_t units = std::min<int64_t>(k.g, kSliceThreads);
+      arena_.Take<char>(std::min(bytes / kToldShare, blocks * kSharedFigures * units * 4));
+      arena_.Take<unsigned>(blocks);
+    }
     arena_.Take<float>(planes * k.channels());
     arena_.Take<float>(planes * k.channels());
   }
@@ -311,25 +326,38 @@ class Plan {
   //   walk      slice                               served where
   //   rows      a row                               it is beyond registers
   //   lanes     all of s, neighbouring groups       these are whole vectors
-  //   segments  a group                             s = 1, channels are whole vectors
+  //   segments  a group                             s or d = 1, channels are whole vectors
   //
   // Neighbouring groups are held together until a row of them has 64 bytes and all an eighth of a
-  // block's shared memory. No bound was measured on a GPU.
+  // block's shared memory.
+  //
+  // Slices beyond the largest cluster, as of batch norm, are held by the blocks of a cooperative
+  // launch, of which there are about kTogether whatever the device, if it can run so many at the
+  // same time: tensors of up to 27 MB, backward 14 MB. The second read that this saves would mostly
+  // come from the L2 cache. What counts more is launches, 2 for 3 forward and 2 for 4 or 5
+  // backward, against a wait of all blocks for each other, backward two. A cluster waits less, so
+  // it comes first. No bound was measured on a GPU.
   struct HeldShape {
     Slice slice;
     int threads;
     int64_t shared;
+    int64_t slices;
+    bool cooperative;
   };
   static constexpr int64_t kVectorBytes = 16;
+  static constexpr int64_t kToldShare = 8;  // blocks tell each other no more than x over this
 
-  std::optional<HeldShape> Held(const Geometry& k, bool backward) const {
+  std::optional<HeldShape> Held(const Geometry& given, bool backward) const {
+    const Geometry k = given.channels() == 1 && given.s > 1
+                           ? Geometry{given.n, 1, 1, 1, given.s * given.t}
+                           : given;
     const int64_t most = capability_.shared_bytes, channels = k.channels();
     constexpr int64_t kLargest = int64_t{1} << 24;  // vectors: beyond what any cluster holds
     if (capability_.cluster == 0 || k.size() == 0) return std::nullopt;
     HeldShape held = {};
     Slice& slice = held.slice;
     // Of a vector of x: with it that of dy, and sums for its elements, or for itself.
-    const int64_t sums = IsRow(k) ? width_ : k.t > 1 ? 1 : 0;
+    const int64_t sums = IsRow(k) ? width_ : k.t > 1 && k.d > 1 ? 1 : 0;
     const int64_t vector_bytes =
         backward ? 2 * kVectorBytes + sums * 2 * int64_t{sizeof(float)} : kVectorBytes;
     const bool lanes = k.t == 1 && !IsRow(k);
@@ -347,8 +375,14 @@ class Plan {
       vectors = k.s * columns;
     } else {
       const int64_t length = k.d * k.t;
-      if (k.s > 1 || length % width_ != 0 || (k.t > 1 && k.t % width_ != 0)) return std::nullopt;
-      vectors = length / width_;
+      if ((k.s > 1 && k.d > 1) || length % width_ != 0 || (k.t > 1 && k.t % width_ != 0)) {
+        return std::nullopt;
+      }
+      vectors = k.s * (length / width_);
+      if (k.s > 1) {
+        slice.length = static_cast<int>(length / width_);
+        slice.skip = (channels - 1) * k.t;
+      }
     }
     if (vectors > kLargest || vectors * kVectorBytes < kLeastPart) return std::nullopt;
     const int64_t part = std::min(vectors, most / 2 / vector_bytes);  // of a block, about
@@ -366,22 +400,46 @@ class Plan {
     slice.sample = k.s * channels * k.t;
     slice.tile = units * k.d * k.t;
     slice.row = lanes ? channels : columns * width_;
-    slice.run = lanes ? 0 : static_cast<int>(k.t);
+    slice.run = lanes ? 0 : static_cast<int>(k.s * k.t);
+    slice.lanes = static_cast<int>(PowerOf2(held.threads / units / 2 + 1, 32));
     slice.head = kReduceWords + width_ * (held.threads + kSlicePadding) + kSliceFigures * units;
     slice.head = static_cast<int>(CeilDiv(slice.head, 4) * 4);
+    held.slices = k.n * slice.tiles;
+    // Forward a block merges what so many have found where it had its own sums.
+    const int64_t merged =
+        backward ? kTogether : std::max<int64_t>(1, width_ * held.threads / units);
+    const int64_t blocks =
+        std::min<int64_t>({slice.rows, slice.vectors * kVectorBytes / kLeastPart, merged});
+    const int64_t half = most / 2 - kReservedBytes;
+    const auto cut = [&](int64_t c) {
+      slice.cluster = static_cast<int>(c);
+      slice.slots = static_cast<int>(CeilDiv(slice.rows, c) * columns);
+      held.shared = slice.head * int64_t{sizeof(float)} + slice.slots * vector_bytes;
+    };
     // Two blocks on a multiprocessor if clusters that every device has can do that; else one.
-    for (const auto& [shared, cluster] : {std::pair{most / 2 - 1024, 8}, {most, kMostCluster}}) {
-      for (int c = 1; c <= cluster && c <= MostBlocks(slice); c *= 2) {
-        slice.cluster = c;
-        slice.slots = static_cast<int>(CeilDiv(slice.rows, c) * columns);
-        held.shared = slice.head * int64_t{sizeof(float)} + slice.slots * vector_bytes;
+    for (const auto& [shared, cluster] : {std::pair{half, 8}, {most, kMostCluster}}) {
+      for (int c = 1; c <= cluster && c <= blocks; c *= 2) {
+        cut(c);
         if (c <= static_cast<int>(capability_.cluster) && held.shared <= shared) return held;
       }
     }
-    return std::nullopt;
+    if (held.slices > kTogether) return std::nullopt;
+    cut(std::min(kTogether / held.slices, blocks));
+    const int64_t together = held.slices * slice.cluster * (held.shared > half ? 2 : 1);
+    const int64_t told = slice.cluster * units * kSharedFigures * int64_t{sizeof(float)};
+    held.cooperative = held.shared <= most && together <= capability_.together &&
+                       told <= slice.vectors * kVectorBytes / kToldShare;
+    return held.cooperative ? std::optional(held) : std::nullopt;
   }
-  static int64_t MostBlocks(const Slice& slice) {
-    return std::min<int64_t>(slice.rows, slice.vectors * kVectorBytes / kLeastPart);
+  // What the blocks of a cooperative launch tell each other, of which none has arrived: zeros by a
+  // kernel in the order of the stream, as all else here, so that graphs of launches do it again.
+  void TakeTold(HeldShape* held) {
+    if (!held->cooperative) return;
+    Slice* const slice = &held->slice;
+    slice->told = arena_.Take<float>(held->slices * slice->cluster * kSharedFigures * slice->units);
+    slice->arrived = arena_.Take<unsigned>(held->slices);
+    float* const zeros = reinterpret_cast<float*>(slice->arrived);  // those of both types
+    Sum({nullptr}, {zeros}, 1, held->slices, 0, 0, 0, 1);
   }
   // Of dgamma, for rows: few, but enough to keep a device busy and to be summed in float.
   static int64_t RowParts(int64_t n, int64_t cluster) {
@@ -391,7 +449,7 @@ class Plan {
   void LaunchSlices(const char* step, const HeldShape& held, int64_t parts, Arguments* arguments) {
     const Slice& slice = held.slice;
     Launch(step, width_, parts * slice.tiles * slice.cluster, held.threads, held.shared, arguments,
-           slice.cluster);
+           held.cooperative ? 1 : slice.cluster, held.cooperative);
   }
 
   // Elements of the vectors that runs of `length` elements consist of.
@@ -399,24 +457,25 @@ class Plan {
 
   template <class Arguments>
   void Launch(const std::string& kernel, Dim3 grid, int64_t block, int64_t shared,
-              Arguments* arguments, int cluster = 1) {
+              Arguments* arguments, int cluster = 1, bool cooperative = false) {
     if (launcher_ == nullptr) return;
     void* pointers[] = {arguments};
     const Shape shape = {grid,
                          {static_cast<unsigned>(block), 1, 1},
                          static_cast<unsigned>(shared),
-                         static_cast<unsigned>(cluster)};
+                         static_cast<unsigned>(cluster),
+                         cooperative};
     ok_ = ok_ && launcher_->Launch(kernel.c_str(), shape, pointers);
   }
   template <class Arguments>
   void Launch(const char* step, int width, int64_t grid, int64_t block, int64_t shared,
-              Arguments* arguments, int cluster = 1) {
+              Arguments* arguments, int cluster = 1, bool cooperative = false) {
     if (grid > INT32_MAX) {
       ok_ = false;
       return;
     }
     Launch(std::string(step) + "_" + type_ + "x" + std::to_string(width),
-           {static_cast<unsigned>(grid), 1, 1}, block, shared, arguments, cluster);
+           {static_cast<unsigned>(grid), 1, 1}, block, shared, arguments, cluster, cooperative);
   }
   template <class Arguments>
   void LaunchWalk(const char* step, int width, Arguments* arguments) {

@@ -4,9 +4,9 @@
 //
 // Pointers are to device memory. T is float, bfloat16 or float16; for double there is no kernel, as
 // the portable path serves it. The cut of the work depends on the geometry, on T, on whether
-// pointers are aligned to 16 bytes and on Capability, never on how large the device is, and nothing
-// is added atomically: results are the same bits each time and on all devices of one capability.
-// `workspace` (aligned to 16) has WorkspaceBytes, which is enough for every capability.
+// pointers are aligned to 16 bytes and on Capability, and no number is added atomically: results
+// are the same bits each time and on all devices of one capability. `workspace` (aligned to 16) has
+// WorkspaceBytes, which is enough for every capability.
 //
 // y may be x, and dx may be dy; of MomentsGrad, x. Each function returns whether all launches
 // succeeded.
@@ -28,13 +28,17 @@ struct Dim3 {
 struct Shape {
   Dim3 grid, block;
   unsigned shared_bytes = 0;
-  unsigned cluster = 1;  // blocks that share their memory, neighbours along x
+  unsigned cluster = 1;      // blocks that share their memory, neighbours along x
+  bool cooperative = false;  // all blocks run at the same time, or the launch fails
 };
 
 // What a device offers beyond what all have.
 struct Capability {
   unsigned cluster = 0;       // most blocks of a cluster; 0: it cannot run the kernels of slices.h
   unsigned shared_bytes = 0;  // of each block of such a cluster, at most
+  // Blocks of these kernels that can run at the same time if none has more than half of that, less
+  // kReservedBytes; one that has more counts twice. 0: no cooperative launches.
+  unsigned together = 0;
 };
 
 // Puts a kernel of kernels.cu, by its name, into the order of a stream. `arguments` are as those of

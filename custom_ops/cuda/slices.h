@@ -1,6 +1,7 @@
 // Slices that the shared memory of a block, or of a cluster of blocks, holds, so that x is read
 // once. Each block of a cluster finds the statistics of its part, and each reads those of all, in
-// the same order. For compute capability 9.0 and newer.
+// the same order: from the others' shared memory, or, where a cluster is more blocks than a device
+// joins, from global memory behind a barrier of theirs. For compute capability 9.0 and newer.
 #ifndef KERAS_NORMS_CUDA_SLICES_H_
 #define KERAS_NORMS_CUDA_SLICES_H_
 
@@ -10,6 +11,8 @@
 
 namespace keras_norms {
 namespace gpu {
+
+constexpr int kRanks = 4;  // blocks of a cluster that a thread reads from at once
 
 // What a block and a thread work on. A thread copies, reads and writes vectors of its own, those of
 // one column in every rows_at_once-th row: what it copies, no other thread waits for.
@@ -58,14 +61,23 @@ struct SlicePlace {
     for (int row = begin + down; row < end; row += rows_at_once) {
       const int vector = row * slice.columns + column;
       if (vector >= slice.vectors) return;
-      visit(vector - begin * slice.columns, vector, first + row * slice.row + column * V);
+      visit(vector - begin * slice.columns, vector, Offset(row, column));
     }
+  }
+
+  // In x, of a vector.
+  __device__ Index Offset(int row, int column) const {
+    const Index offset = first + row * slice.row + column * V;
+    if (slice.length == 0) return offset;
+    const unsigned vector = row * slice.columns + column;
+    return offset + vector / static_cast<unsigned>(slice.length) * slice.skip;
   }
 
   // Plane i of the figures of units.
   __device__ float* Figures(int i) const { return figures + i * slice.units; }
-  // Elements of a unit in one row, and in block r.
+  // Elements of a unit in one row, in all, and in block r.
   __device__ int Width() const { return slice.columns * V / slice.units; }
+  __device__ float Count() const { return static_cast<float>(slice.vectors * V / slice.units); }
   __device__ float Count(int r) const {
     const int all = RowsBefore(r + 1) * slice.columns;
     const int vectors = (all < slice.vectors ? all : slice.vectors) - RowsBefore(r) * slice.columns;
@@ -130,13 +142,76 @@ struct SlicePlace {
   __device__ void SumUnits(const float (&v)[V], int plane) const {
     Sum(Width(), v, [&](int u, float sum) { Figures(plane)[u] = sum; });
   }
-};
 
-constexpr int kRanks = 4;  // blocks of a cluster that are read from at once
+  // After the time-th call each block can read `planes` of the others' figures, from `plane` on.
+  // Those of a unit were written by the thread of its number, or before a barrier.
+  __device__ void TellFigures(int plane, int planes, int time) const {
+    if (slice.told == nullptr) {
+      ClusterSynchronize();
+      return;
+    }
+    for (int i = plane; me < slice.units && i < plane + planes; ++i) {
+      Tell(ToldBy(rank) + i * slice.units + me, Figures(i)[me]);
+    }
+    __syncthreads();
+    if (me == 0) {
+      unsigned* const arrived = slice.arrived + blockIdx.x / slice.cluster;
+      Arrive(arrived);
+      AwaitArrivals(arrived, time * slice.cluster);
+    }
+    __syncthreads();
+  }
+  // Where the others have no more to read from this block, which may end then.
+  __device__ void LeaveFigures() const {
+    if (slice.told == nullptr) {
+      ClusterSynchronize();
+    } else {
+      __syncthreads();
+    }
+  }
+  __device__ float* ToldBy(int r) const {
+    const Index block_of_grid = static_cast<Index>(blockIdx.x) - rank + r;
+    return slice.told + block_of_grid * (kSharedFigures * slice.units);
+  }
+  // What the blocks have found for a unit `slice.lanes` threads merge, this one from block Lane()
+  // on.
+  __device__ int Merged() const { return me / slice.lanes; }
+  __device__ int Lane() const { return me % slice.lanes; }
+  __device__ float FigureOf(int r, int plane) const {
+    const int i = plane * slice.units + Merged();
+    return slice.told == nullptr ? FromBlock(r, figures + i) : Told(ToldBy(r) + i);
+  }
+  // Calls visit(r, figures) with N of them from `plane` on, for the blocks that this thread merges.
+  template <int N, class Visit>
+  __device__ void ForBlocks(int plane, const Visit& visit) const {
+    if (Merged() >= slice.units) return;
+    KERAS_NORMS_NO_UNROLL
+    for (int r = Lane(); r < slice.cluster; r += kRanks * slice.lanes) {
+      float v[kRanks][N];  // all are read before the first is merged: to hide the way to them
+      ForEach<kRanks>([&](int i) {
+        if (r + i * slice.lanes >= slice.cluster) return;
+        ForEach<N>([&](int j) { v[i][j] = FigureOf(r + i * slice.lanes, plane + j); });
+      });
+      ForEach<kRanks>([&](int i) {
+        if (r + i * slice.lanes < slice.cluster) visit(r + i * slice.lanes, v[i]);
+      });
+    }
+  }
+  // Of N planes, of the unit that this thread merges.
+  template <int N>
+  __device__ void SumBlocks(int plane, float (&sums)[N]) const {
+    ForEach<N>([&](int j) { sums[j] = 0; });
+    ForBlocks<N>(plane,
+                 [&](int, const float (&v)[N]) { ForEach<N>([&](int j) { sums[j] += v[j]; }); });
+    GroupSum(slice.lanes, reduce, sums);
+  }
+  // Whether it is for this thread to write what was merged.
+  __device__ bool Merges() const { return Lane() == 0 && Merged() < slice.units; }
+};
 
 template <class T, int V>
 __device__ void NormalizeSlice(const SlicesForward& a) {
-  enum { kCenter, kSum, kSquares, kMean, kRest, kM2, kAllMean, kAllRest, kRstd, kFigures };
+  enum { kMean, kRest, kM2, kCenter, kSum, kSquares, kAllMean, kAllRest, kRstd, kFigures };
   static_assert(kFigures <= kSliceFigures, "room for the figures");
   SlicePlace<V> at(a.slice);
   const Index index = blockIdx.x / a.slice.cluster;
@@ -151,7 +226,7 @@ __device__ void NormalizeSlice(const SlicesForward& a) {
   if (me < units) {
     Vector<T, 1> element;
     const bool given = a.subtract_mean && count > 0;
-    if (given) element.Load(x + at.first + at.begin * a.slice.row + me * at.Width());
+    if (given) element.Load(x + at.Offset(at.begin, 0) + me * at.Width());
     at.Figures(kCenter)[me] = given ? element[0] : 0;
   }
   AwaitCopies();
@@ -185,39 +260,41 @@ __device__ void NormalizeSlice(const SlicesForward& a) {
     at.Figures(kM2)[me] = squared - sum * rest;
   }
 
-  ClusterSynchronize();
-  if (me < units) {
-    Moment all = {0, 0, 0};
-    float merged = 0;
-    KERAS_NORMS_NO_UNROLL
-    for (int first = 0; first < a.slice.cluster; first += kRanks) {
-      Moment parts[kRanks];  // all are read before the first is merged: to hide the way to them
-      ForEach<kRanks>([&](int i) {
-        if (first + i >= a.slice.cluster) return;
-        const float* const from = at.Figures(kMean) + me;
-        parts[i] = {FromBlock(first + i, from), FromBlock(first + i, from + units),
-                    FromBlock(first + i, from + 2 * units)};
-      });
-      ForEach<kRanks>([&](int i) {
-        if (first + i >= a.slice.cluster) return;
-        const float size = at.Count(first + i);
-        Chan(merged, size).Merge(parts[i], &all);
-        merged += size;
-      });
-    }
+  // The same of the blocks: a mean of the distances from the first one's, then of those from it.
+  at.TellFigures(kMean, kSharedFigures, 1);
+  const int lanes = a.slice.lanes, unit = at.Merged();
+  const float start = unit < units ? at.FigureOf(0, kMean) : 0;
+  float* const distances = at.parts + unit;  // of a thread's own blocks
+  float within[2] = {0, 0}, between[1] = {0};
+  at.template ForBlocks<kSharedFigures>(kMean, [&](int r, const float (&v)[kSharedFigures]) {
+    const float distance = (v[kMean] - start) + v[kRest];
+    distances[r * units] = distance;
+    within[0] += distance * at.Count(r);
+    within[1] += v[kM2];
+  });
+  GroupSum(lanes, at.reduce, within);
+  const float delta = within[0] / at.Count();
+  KERAS_NORMS_NO_UNROLL
+  for (int r = at.Lane(); unit < units && r < a.slice.cluster; r += lanes) {
+    const float c = distances[r * units] - delta;
+    between[0] += c * c * at.Count(r);
+  }
+  GroupSum(lanes, at.reduce, between);
+  if (at.Merges()) {
+    const float m2 = within[1] + between[0];
+    const float variance = m2 < 0 ? 0 : m2 / at.Count();
     float mean, rest;
-    TwoSum(all.mean, all.rest, &mean, &rest);
-    const float variance = all.m2 < 0 ? 0 : all.m2 / merged;
-    at.Figures(kAllMean)[me] = mean;
-    at.Figures(kAllRest)[me] = rest;
-    at.Figures(kRstd)[me] = 1 / sqrtf(variance + a.epsilon);
+    TwoSum(start, delta, &mean, &rest);
+    at.Figures(kAllMean)[unit] = mean;
+    at.Figures(kAllRest)[unit] = rest;
+    at.Figures(kRstd)[unit] = 1 / sqrtf(variance + a.epsilon);
     if (at.rank == 0) {
-      if (a.mean != nullptr) a.mean[at.unit + me] = mean;
-      if (a.residual != nullptr) a.residual[at.unit + me] = rest;
-      if (a.variance != nullptr) a.variance[at.unit + me] = variance;
+      if (a.mean != nullptr) a.mean[at.unit + unit] = mean;
+      if (a.residual != nullptr) a.residual[at.unit + unit] = rest;
+      if (a.variance != nullptr) a.variance[at.unit + unit] = variance;
     }
   }
-  ClusterSynchronize();  // from here on a block may end: no other reads from it
+  at.LeaveFigures();
   if (a.y == nullptr) return;
 
   T* const y = static_cast<T*>(a.y);
@@ -246,11 +323,12 @@ __device__ void NormalizeSlice(const SlicesForward& a) {
   });
 }
 
-// Of a run of 1 each thread adds up dgamma and dbeta of its own elements, slice after slice, in
-// shared memory after x and dy; of longer runs there are the sums of each vector.
+// Where each unit is a channel, dgamma and dbeta are sums of units. Otherwise, of a run of 1, each
+// thread adds them up for its own elements, slice after slice, in shared memory after x and dy; of
+// longer runs there are the sums of each vector.
 template <class T, int V>
 __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
-  enum { kMean, kRstd, kSum, kPart, kPart2, kResidual, kMeanG, kSlope, kFigures };
+  enum { kSum, kPart, kPart2, kMean, kRstd, kResidual, kMeanG, kSlope, kFigures };
   static_assert(kFigures <= kSliceFigures, "room for the figures");
   SlicePlace<V> at(a.slice);
   const Slice& slice = a.slice;
@@ -258,15 +336,15 @@ __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
   T* const dx = static_cast<T*>(a.dx);
   Words *const x_held = at.held, *const dy_held = at.held + slice.slots;
   float* const extra = reinterpret_cast<float*>(at.held + 2 * slice.slots);
-  const bool parameters = a.dgamma_parts != nullptr;
   const int units = slice.units, me = at.me, run = slice.run, plane = slice.slots;
+  const bool own = slice.channels == units;  // each unit is a channel
+  const bool parameters = a.dgamma_parts != nullptr && !own;
   const Index index = blockIdx.x / slice.cluster, tile = index % slice.tiles;
   const Index part = index / slice.tiles;
   const Index channels = static_cast<Index>(slice.tiles) * slice.channels;
-  const Index to = (run == 1 ? part : part * slice.cluster + at.rank) * channels;
+  const Index to = (run == 1 || own ? part : part * slice.cluster + at.rank) * channels;
   const Range samples = Part(a.samples, a.parts, part);
-  float count = 0;
-  for (int r = 0; r < slice.cluster; ++r) count += at.Count(r);
+  const float count = at.Count();
 
   float mean[V], rstd[V], residual[V], gamma[V], beta[V];
   const auto load = [&](int vector) {
@@ -284,12 +362,6 @@ __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
     float z[V];
     ForEach<V>([&](int j) { z[j] = xc[j] * (rstd[j] * gamma[j]) + beta[j]; });
     TimesDerivative(a.activation, z, dz);
-  };
-  // Over the blocks of the cluster, by a thread for each unit.
-  const auto sum_blocks = [&](int figure) {
-    float sum = 0;
-    for (int r = 0; r < slice.cluster; ++r) sum += FromBlock(r, at.Figures(figure) + me);
-    return sum;
   };
 
   for (Index sample = samples.begin; sample < samples.end; ++sample) {
@@ -315,12 +387,15 @@ __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
       ForEach<V>([&](int j) { sums[j] += v[j] - mean[j]; });
     });
     at.SumUnits(sums, kSum);
-    ClusterSynchronize();
-    if (me < units) at.Figures(kResidual)[me] = a.subtract_mean ? sum_blocks(kSum) / count : 0;
+    at.TellFigures(kSum, 1, 1);
+    float lost[1];
+    at.SumBlocks(kSum, lost);
+    if (at.Merges()) at.Figures(kResidual)[at.Merged()] = a.subtract_mean ? lost[0] / count : 0;
     __syncthreads();
     at.Spread(kResidual, residual);
 
-    // Per channel if run is 0; otherwise times gamma, of which there may be many for each sum.
+    // Per channel if run is 0 or it is a unit; otherwise times gamma, of which there may be many
+    // for each sum.
     float products[V] = {};
     ForEach<V>([&](int j) { sums[j] = 0; });
     at.ForVectors([&](int slot, int vector, Index) {
@@ -329,7 +404,7 @@ __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
       differentiate(slot, xc, dz);
       float all = 0, all_xc = 0;
       ForEach<V>([&](int j) {
-        const float g = run == 0 ? dz[j] : Product(dz[j], gamma[j]);
+        const float g = run == 0 || own ? dz[j] : Product(dz[j], gamma[j]);
         sums[j] += g;
         products[j] += g * xc[j];
         all += dz[j];
@@ -339,7 +414,7 @@ __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
       extra[slot] = all_xc;
       extra[plane + slot] = all;
     });
-    if (run == 0) {
+    if (run == 0 && !own) {
       if (parameters) {
         const Index first = to + at.channel;
         at.Sum(1, products, [&](int c, float sum) {
@@ -375,11 +450,21 @@ __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
         a.dbeta_parts[to + at.channel + c] = v[1];
       }
     }
-    ClusterSynchronize();
-    if (me < units) {
-      const float g = sum_blocks(kPart), g_xc = sum_blocks(kPart2), scale = at.Figures(kRstd)[me];
-      at.Figures(kMeanG)[me] = a.subtract_mean ? g / count : 0;
-      at.Figures(kSlope)[me] = scale * scale * g_xc / count;
+    at.TellFigures(kPart, 2, 2);
+    float merged[2];
+    at.SumBlocks(kPart, merged);
+    if (at.Merges()) {
+      const int unit = at.Merged();
+      const float scale = at.Figures(kRstd)[unit];
+      if (own) {
+        const Index c = at.channel + unit;
+        if (at.rank == 0 && a.dgamma_parts != nullptr) a.dgamma_parts[to + c] = merged[1] * scale;
+        if (at.rank == 0 && a.dbeta_parts != nullptr) a.dbeta_parts[to + c] = merged[0];
+        const float weight = At(a.gamma, c, 1);
+        ForEach<2>([&](int i) { merged[i] *= weight; });
+      }
+      at.Figures(kMeanG)[unit] = a.subtract_mean ? merged[0] / count : 0;
+      at.Figures(kSlope)[unit] = scale * scale * merged[1] / count;
     }
     __syncthreads();
 
@@ -416,7 +501,7 @@ __device__ void NormalizeSliceGrad(const SlicesBackward& a) {
       });
     });
   }
-  ClusterSynchronize();  // from here on a block may end: no other reads from it
+  at.LeaveFigures();
 }
 
 }  // namespace gpu

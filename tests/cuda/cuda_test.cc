@@ -26,7 +26,9 @@ std::map<std::string, int>& Launches() {
   return launches;
 }
 
-// The sizes of clusters that were launched, by kernel.
+constexpr unsigned kCooperative = 0, kReservedBytes = 1024;
+
+// The sizes of clusters that were launched, by kernel, or kCooperative.
 std::map<std::string, std::set<unsigned>>& Clusters() {
   static std::map<std::string, std::set<unsigned>> clusters;
   return clusters;
@@ -51,15 +53,22 @@ class ShimLauncher : public gpu::Launcher {
       return false;
     }
     ++Launches()[name];
+    if (shape.cooperative) ++Launches()["cooperative"];
     check::Expect(grid.x > 0 && grid.y > 0 && grid.z == 1 && block.x > 0, "a grid and a block");
     check::Expect(block.x <= kernel->second.most_threads, "threads within __launch_bounds__");
     const bool slices = std::string(name).find("slices_") == 0;
     check::Expect(shape.shared_bytes <= (slices ? TheCapability().shared_bytes : 48 << 10),
                   "as much shared memory as the device has");
     check::Expect(shape.cluster <= (slices ? most : 1), "clusters as the device can run them");
-    Clusters()[name].insert(shape.cluster);
+    if (shape.cooperative) {
+      const bool small = shape.shared_bytes <= TheCapability().shared_bytes / 2 - kReservedBytes;
+      check::Expect(slices && grid.x * (small ? 1 : 2) <= TheCapability().together,
+                    "blocks that run at the same time");
+    }
+    Clusters()[name].insert(shape.cooperative ? kCooperative : shape.cluster);
     shim::Run([&] { kernel->second.run(arguments); }, {grid.x, grid.y, grid.z},
-              {block.x, block.y, block.z}, shape.shared_bytes, shape.cluster, seed_++);
+              {block.x, block.y, block.z}, shape.shared_bytes, shape.cluster, shape.cooperative,
+              seed_++);
     return true;
   }
 
@@ -541,11 +550,112 @@ TEST(NotFinite) { RunNotFinite(Geometries()); }
 // On devices with clusters of blocks, but so little shared memory that small slices need them.
 class WithClusters {
  public:
-  explicit WithClusters(unsigned cluster, unsigned shared_bytes = 10 << 10) {
-    TheCapability() = {cluster, shared_bytes};
+  explicit WithClusters(unsigned cluster, unsigned shared_bytes = 10 << 10, unsigned together = 0) {
+    TheCapability() = {cluster, shared_bytes, together};
   }
   ~WithClusters() { TheCapability() = {}; }
 };
+
+// What is beyond a cluster, but not beyond all blocks that run at the same time: first batch norm.
+std::vector<Geometry> TogetherGeometries() {
+  return {
+      {1, 1031, 8, 1, 1},   // lanes: as many blocks as these are worth
+      {1, 517, 40, 1, 1},   // several slices, several blocks of each
+      {1, 613, 16, 1, 1},   //
+      {1, 259, 2, 64, 1},   // layer norm of a sample
+      {1, 13, 3, 1, 264},   // runs: of a channel
+      {1, 3, 2, 1, 2056},   //
+      {1, 14, 1, 1, 1032},  // one channel
+      {1, 8200, 1, 1, 1},   //
+      {1, 1, 2, 5, 1032},   // groups
+      {1, 1, 2, 16424, 1},  // rows
+      {1, 1031, 5, 1, 1},   // not whole vectors, so read twice
+      {1, 101, 3, 1, 49},   //
+  };
+}
+
+TEST(SlicesTogetherFloat32) {
+  const WithClusters device(1, 12 << 10, 264);
+  const int before = Launches()["cooperative"];
+  RunAll<float>(TogetherGeometries(), {1e6, 0}, true);
+  // Of all but the last two geometries, with two means, twice: Normalize, its gradient and Moments.
+  check::Context() = "launches";
+  const int launches = Launches()["cooperative"] - before;
+  check::Expect(launches == 10 * 2 * 2 * 3,
+                "120 cooperative ones. Received: " + std::to_string(launches));
+}
+TEST(SlicesTogetherBfloat16) {
+  const WithClusters device(2, 7 << 10, 264);
+  RunAll<bfloat16>(TogetherGeometries(), {1e2}, true);
+  RunAll<bfloat16>({{3, 515, 8, 1, 1}, {1, 8111, 8, 1, 1}}, {3}, true);
+}
+TEST(SlicesTogetherFloat16) {
+  const WithClusters device(1, 7 << 10, 256);
+  RunAll<float16>(TogetherGeometries(), {0}, true);
+}
+TEST(SlicesTogetherEveryActivation) {
+  const WithClusters device(1, 10 << 10, 264);
+  RunEveryActivation({{1, 1031, 8, 1, 1}, {1, 13, 3, 1, 264}});
+}
+TEST(SlicesTogetherEveryNullPointer) {
+  const WithClusters device(1, 7 << 10, 264);
+  RunEveryNullPointer({{1, 517, 8, 1, 1}, {1, 9, 2, 1, 264}, {1, 1, 2, 3, 1032}});
+}
+TEST(SlicesTogetherConstantInput) {
+  const WithClusters device(1, 10 << 10, 264);
+  RunConstantInput({{1, 517, 40, 1, 1}, {1, 3, 2, 1, 2056}, {1, 259, 2, 64, 1}});
+}
+TEST(SlicesTogetherFewValues) {
+  const WithClusters device(1, 10 << 10, 264);
+  RunFewValues({{1, 2053, 8, 1, 1}, {1, 5, 2, 1, 2056}});
+}
+TEST(SlicesTogetherNotFinite) {
+  const WithClusters device(1, 10 << 10, 264);
+  RunNotFinite({{1, 517, 40, 1, 1}, {1, 13, 3, 1, 264}});
+}
+
+// Means that differ from block to block by far more than the elements of a block.
+TEST(SlicesTogetherTrend) {
+  const WithClusters device(1, 10 << 10, 264);
+  for (const Geometry& k : {Geometry{1, 1031, 8, 1, 1}, {1, 14, 1, 1, 1032}}) {
+    check::Context() = "a trend " + Name(k);
+    Inputs<float> in(k, 0);
+    for (int64_t i = 0; i < k.size(); ++i) in.x[i] += static_cast<float>(1000 * i / k.size());
+    const Results<float> got(in, Options(), true, 0);
+    const Reference want(in, Options());
+    const double deviation = std::sqrt(want.variance[0]);
+    ExpectNear("y", got.y, want.y, Bounds<float>::kForward * 5);  // |gamma| < 5
+    ExpectNear("mean", got.mean, want.mean, Bounds<float>::Mean(0) * deviation);
+    ExpectNear("variance", got.variance, want.variance, Bounds<float>::kForward * want.variance[0]);
+  }
+}
+
+// As much as 128 blocks hold: of 4 KB each, of which 880 bytes are for sums and figures, 6 rows of
+// 32 vectors.
+TEST(SlicesTogetherFull) {
+  const WithClusters device(1, 4 << 10, 256);
+  constexpr int64_t kMost = 128 * 6 * 32 * 4;
+  int& launched = Launches()["apply_float32x4"];
+  for (const Geometry& k : {Geometry{1, 128, 1, 1, kMost / 128}, {1, 1, 1, 1, kMost + 4}}) {
+    const bool fits = k.size() <= kMost;
+    check::Context() = "as much as fits " + Name(k);
+    Inputs<float> in(k, 0);
+    Array<float> y(k.size(), true), mean(1, true), variance(1, true);
+    const auto x = Copied(in.x, true);
+    const auto gamma = Copied(in.gamma, true);
+    Output<char> workspace(gpu::WorkspaceBytes<float>(k), true);
+    ShimLauncher launcher(0);
+    const int before = launched;
+    check::Expect(gpu::Normalize<float>(&launcher, k, x->data(), gamma->data(), nullptr,
+                                        Options().epsilon, true, Activation::kNone, y.data(),
+                                        mean.data(), variance.data(), workspace.data()),
+                  "all launches succeed");
+    check::Expect(launched == before + !fits, "what fits is read once, a vector more is not");
+    Options o;
+    o.beta = false;
+    ExpectNear("y", y, Reference(in, o).y, Bounds<float>::kForward * 5);  // |gamma| < 5
+  }
+}
 
 // What clusters of 1, 2, 4, 8 and 16 hold; the last of each walk does not fit.
 std::vector<Geometry> SliceGeometries() {
@@ -620,7 +730,8 @@ TEST(SlicesNotFinite) {
   RunNotFinite({{3, 1, 2, 8200, 1}, {2, 259, 40, 1, 1}, {2, 65, 3, 24, 1}, {2, 1, 2, 3, 1032}});
 }
 
-// Which kernels a geometry takes on a device, first to last, with the clusters they run in.
+// Which kernels a geometry takes on a device, first to last, with the clusters they run in, or with
+// all blocks where these run at the same time.
 template <class T>
 std::string Launched(const Geometry& k, const gpu::Capability& capability) {
   struct Recorder : gpu::Launcher {
@@ -628,7 +739,9 @@ std::string Launched(const Geometry& k, const gpu::Capability& capability) {
     std::string all;
     gpu::Capability capability() override { return has; }
     bool Launch(const char* name, const gpu::Shape& shape, void**) override {
-      all += std::string(name, std::strchr(name, '_')) + std::to_string(shape.cluster) + " ";
+      all += std::string(name, std::strchr(name, '_'));
+      all += shape.cooperative ? "=" + std::to_string(shape.grid.x) : std::to_string(shape.cluster);
+      all += " ";
       check::Expect(shape.shared_bytes <= std::max(48u << 10, has.shared_bytes), "what there is");
       return true;
     }
@@ -644,7 +757,7 @@ std::string Launched(const Geometry& k, const gpu::Capability& capability) {
 }
 
 TEST(WhatIsReadOnce) {
-  const gpu::Capability none = {0, 0}, hopper = {16, 227 << 10}, small = {8, 99 << 10};
+  const gpu::Capability none = {}, hopper = {16, 227 << 10, 2 * 132}, small = {8, 99 << 10, 0};
   const auto expect = [](const Geometry& k, const gpu::Capability& on, const std::string& want) {
     const std::string got = Launched<bfloat16>(k, on);
     check::Context() = Name(k) + ": " + got;
@@ -664,6 +777,24 @@ TEST(WhatIsReadOnce) {
   expect({8192, 1, 1, 4096, 1}, hopper, "rows1 | rows1 sum1 ");
   expect({32, 1, 256, 1, 3136}, none, runs);
   expect({32, 1, 256, 1, 3136}, hopper, "slices1 | slices1 sum1 ");
+  // Batch norm, channels first and last: by clusters, and by all blocks, of as many as there are.
+  expect({1, 32, 256, 1, 3136}, hopper, "slices4 | slices4 ");
+  expect({1, 12544, 256, 1, 1}, hopper, "slices4 | slices8 ");
+  const std::string together = "sum1 slices=128 ";
+  const Geometry batch = {1, 100352, 64, 1, 1};
+  expect(batch, hopper, together + "| " + together);
+  expect(batch, {16, 227 << 10, 0}, lanes);
+  // Two of 90000 rows fit on a multiprocessor, forward.
+  expect(batch, {16, 227 << 10, 2 * 114}, lanes);
+  const std::string lanes_backward = "lanes1 sum1 merge1 gradient1 sum1 ";
+  expect({1, 90000, 64, 1, 1}, {16, 227 << 10, 2 * 114}, together + "| " + lanes_backward);
+  expect({1, 90000, 64, 1, 1}, {16, 227 << 10, 127}, lanes);
+  expect({1, 100352, 96, 1, 1}, hopper, "sum1 slices=126 | " + lanes_backward);
+  expect({1, 100352, 128, 1, 1}, hopper, together + "| " + lanes_backward);
+  expect({1, 100352, 160, 1, 1}, hopper, lanes);
+  expect({1, 100352, 44, 1, 1}, hopper, lanes);  // not whole vectors
+  expect({1, 64, 3, 1, 50176}, hopper, "sum1 slices=126 | segment1 sum1 merge1 gradient1 sum1 ");
+  expect({1, 3211264, 1, 1, 1}, hopper, together + "| " + together);
   expect({8, 1, 32, 16, 16384}, hopper, "slices8 | slices8 sum1 ");
   expect({32, 1, 256, 1, 49}, hopper, runs);  // not whole vectors
 }
@@ -673,7 +804,7 @@ TEST(EveryKernelRan) {
   for (const auto& [name, kernel] : gpu::Kernels()) {
     check::Expect(Launches()[name] > 0, "a launch of " + name);
     const bool slices = name.find("slices_") == 0;
-    for (unsigned cluster : {1, 2, 4}) {
+    for (unsigned cluster : {kCooperative, 1u, 2u, 4u}) {
       check::Expect((slices || cluster == 1) == (Clusters()[name].count(cluster) > 0),
                     "clusters of " + std::to_string(cluster) + " of " + name);
     }

@@ -166,7 +166,7 @@ TEST(MoreSharedMemoryIsAskedForOnce) {
 
 // Slices of 16 and of 64 KB, by blocks of 8 KB.
 TEST(Clusters) {
-  const Setting shared("FAKE_CUDA_SHARED", "8192");
+  const Setting shared("FAKE_CUDA_SHARED", "8192"), cooperative("FAKE_CUDA_COOPERATIVE", "0");
   const Geometry small = {2, 1, 1, 4, 1024}, large = {1, 1, 1, 8, 2048};
   const std::tuple<const char*, const char*, bool, bool> devices[] = {
       {"8.6", "16", false, false}, {"9.0", "16", true, true},  {"12.1", "16", true, true},
@@ -190,6 +190,8 @@ TEST(Clusters) {
        "The launch of slices_forward_float32x4 failed: CUDA_ERROR_LAUNCH_FAILED"},
       {"cuOccupancyMaxPotentialClusterSize",
        "cuOccupancyMaxPotentialClusterSize failed: CUDA_ERROR_INVALID_VALUE"},
+      {"cuOccupancyMaxActiveBlocksPerMultiprocessor",
+       "cuOccupancyMaxActiveBlocksPerMultiprocessor failed: CUDA_ERROR_INVALID_VALUE"},
   };
   for (const auto& [function, message] : failures) {
     const Setting fail("FAKE_CUDA_FAIL", function);
@@ -198,6 +200,39 @@ TEST(Clusters) {
     check::Expect(launcher.error() == message + std::string(" (as the test wants it)"),
                   "the message. Received: " + launcher.error());
   }
+}
+
+// A slice of 64 KB by 32 blocks of 8 KB, two on a multiprocessor.
+TEST(Cooperative) {
+  const Setting shared("FAKE_CUDA_SHARED", "8192"), clusters("FAKE_CUDA_CLUSTER", "2");
+  const Geometry k = {1, 1, 1, 8, 2048};
+  const std::tuple<const char*, const char*, const char*, bool> devices[] = {
+      {"9.0", "16", "1", true},  {"12.1", "132", "1", true}, {"9.0", "15", "1", false},
+      {"9.0", "16", "0", false}, {"8.6", "132", "1", false},
+  };
+  for (const auto& [capability, multiprocessors, supported, taken] : devices) {
+    check::Context() = std::string(capability) + " with multiprocessors: " + multiprocessors +
+                       ", cooperative launches: " + supported;
+    const Setting device("FAKE_CUDA_DEVICES", capability),
+        size("FAKE_CUDA_MULTIPROCESSORS", multiprocessors),
+        support("FAKE_CUDA_COOPERATIVE", supported);
+    gpu::DriverLauncher launcher(StreamOn(capability));
+    const int cooperative = Calls("cooperative"), all = Calls("cuLaunchKernel");
+    check::Expect(Normalize(&launcher, k), "the launches succeed: " + launcher.error());
+    check::Expect(Calls("cooperative") == cooperative + taken, "a cooperative launch, or none");
+    const int others = Calls("cuLaunchKernel") - all;
+    check::Expect(others == (taken ? 1 : 3), "one launch of zeros, or three of two reads");
+  }
+  check::Context() = "a device that has become smaller";
+  const Setting size("FAKE_CUDA_MULTIPROCESSORS", "16");
+  gpu::DriverLauncher launcher(StreamOn("9.0"));
+  check::Expect(Normalize(&launcher, k), "the launches succeed: " + launcher.error());
+  const Setting smaller("FAKE_CUDA_MULTIPROCESSORS", "15");
+  check::Expect(!Normalize(&launcher, k), "the launch is refused");
+  check::Expect(launcher.error() ==
+                    "The launch of slices_forward_float32x4 failed: "
+                    "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE (as the test wants it)",
+                "the message. Received: " + launcher.error());
 }
 
 TEST(Failures) {

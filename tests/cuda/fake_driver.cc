@@ -7,6 +7,8 @@
 // FAKE_CUDA_FAIL        a function that fails, as "cuLaunchKernel"
 // FAKE_CUDA_SHARED      bytes of shared memory that a block can have (default: 232448)
 // FAKE_CUDA_CLUSTER     most blocks of a cluster (default: 16)
+// FAKE_CUDA_MULTIPROCESSORS  (default: 132; each has room for blocks of FAKE_CUDA_SHARED and 1 KB)
+// FAKE_CUDA_COOPERATIVE whether there are cooperative launches (default: 1)
 // FAKE_CUDA_PRIMARY     if set, a thread without a context finds that of the first device current
 #include <elf.h>
 
@@ -36,6 +38,7 @@ enum Result {
   kInvalidPtx = 218,
   kNotFound = 500,
   kLaunchFailed = 719,
+  kCooperativeLaunchTooLarge = 720,
   kInvalidClusterSize = 912,
 };
 
@@ -59,7 +62,10 @@ struct Function {
 // As in cuda.h.
 struct LaunchAttribute {
   int id, pad;
-  unsigned cluster[3];
+  union {
+    unsigned cluster[3];
+    int cooperative;
+  };
   char room[52];
 };
 struct LaunchConfig {
@@ -94,6 +100,16 @@ std::vector<int> Devices() {
 
 int SharedBytes() { return std::atoi(Setting("FAKE_CUDA_SHARED", "232448").c_str()); }
 unsigned MostCluster() { return std::atoi(Setting("FAKE_CUDA_CLUSTER", "16").c_str()); }
+int Multiprocessors() { return std::atoi(Setting("FAKE_CUDA_MULTIPROCESSORS", "132").c_str()); }
+bool Cooperative() { return Setting("FAKE_CUDA_COOPERATIVE", "1") == "1"; }
+
+// On a multiprocessor: of its threads and of its shared memory, of which each block costs 1 KB
+// more.
+int BlocksAtOnce(unsigned threads, unsigned shared_bytes) {
+  constexpr int kReserved = 1 << 10, kThreads = 2048;
+  return std::min((SharedBytes() + kReserved) / (static_cast<int>(shared_bytes) + kReserved),
+                  kThreads / static_cast<int>(threads));
+}
 
 Result Called(const char* function, Result failure) {
   ++calls[function];
@@ -152,6 +168,7 @@ Result cuGetErrorName(Result result, const char** name) {
       {kInvalidPtx, "CUDA_ERROR_INVALID_PTX"},
       {kNotFound, "CUDA_ERROR_NOT_FOUND"},
       {kLaunchFailed, "CUDA_ERROR_LAUNCH_FAILED"},
+      {kCooperativeLaunchTooLarge, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"},
       {kInvalidClusterSize, "CUDA_ERROR_INVALID_CLUSTER_SIZE"},
   };
   const auto found = names.find(result);
@@ -217,6 +234,12 @@ Result cuDeviceGetAttribute(int* value, int attribute, int device) {
       return kSuccess;
     case 76:
       *value = capability % 10;
+      return kSuccess;
+    case 16:
+      *value = Multiprocessors();
+      return kSuccess;
+    case 95:
+      *value = Cooperative();
       return kSuccess;
     case 97:
       *value = SharedBytes();
@@ -291,8 +314,8 @@ Result cuFuncSetAttribute(Function* function, int attribute, int value) {
 
 namespace {
 
-Result Launch(Function* function, const LaunchConfig& config, unsigned cluster, void** arguments,
-              void** extra) {
+Result Launch(Function* function, const LaunchConfig& config, unsigned cluster, bool cooperative,
+              void** arguments, void** extra) {
   const unsigned *const grid = config.grid, *const block = config.block;
   Context* const context = config.stream == nullptr ? Current() : config.stream->context;
   if (function->module->context != context || Current() != context) return kInvalidContext;
@@ -306,8 +329,15 @@ Result Launch(Function* function, const LaunchConfig& config, unsigned cluster, 
       grid[0] % cluster != 0) {
     return kInvalidClusterSize;
   }
+  if (cooperative &&
+      (!Cooperative() ||
+       grid[0] * grid[1] > static_cast<unsigned>(Multiprocessors() *
+                                                 BlocksAtOnce(block[0], config.shared_bytes)))) {
+    return kCooperativeLaunchTooLarge;
+  }
   shim::Run([&] { function->kernel.run(arguments); }, {grid[0], grid[1], 1}, {block[0], 1, 1},
-            config.shared_bytes, cluster, calls["cuLaunchKernel"] + calls["cuLaunchKernelEx"]);
+            config.shared_bytes, cluster, cooperative,
+            calls["cuLaunchKernel"] + calls["cuLaunchKernelEx"]);
   return kSuccess;
 }
 
@@ -326,6 +356,17 @@ Result cuOccupancyMaxPotentialClusterSize(int* cluster, Function* function,
   return kSuccess;
 }
 
+Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* function, int threads,
+                                                   size_t shared_bytes) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const Result failure = Called("cuOccupancyMaxActiveBlocksPerMultiprocessor", kInvalidValue)) {
+    return failure;
+  }
+  if (shared_bytes > function->shared_bytes) return kInvalidValue;
+  *blocks = BlocksAtOnce(threads, static_cast<unsigned>(shared_bytes));
+  return kSuccess;
+}
+
 Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                       unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
                       Stream* stream, void** arguments, void** extra) {
@@ -333,18 +374,23 @@ Result cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsi
   if (const Result failure = Called("cuLaunchKernel", kLaunchFailed)) return failure;
   const LaunchConfig config = {
       {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream, nullptr, 0};
-  return Launch(function, config, 1, arguments, extra);
+  return Launch(function, config, 1, false, arguments, extra);
 }
 
 Result cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** arguments,
                         void** extra) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (const Result failure = Called("cuLaunchKernelEx", kLaunchFailed)) return failure;
-  if (config->attribute_count != 1 || config->attributes->id != 4 ||
-      config->attributes->cluster[1] != 1 || config->attributes->cluster[2] != 1) {
+  if (config->attribute_count != 1) return kInvalidValue;
+  const LaunchAttribute& attribute = *config->attributes;
+  if (attribute.id == 2 && attribute.cooperative == 1) {
+    ++calls["cooperative"];
+    return Launch(function, *config, 1, true, arguments, extra);
+  }
+  if (attribute.id != 4 || attribute.cluster[1] != 1 || attribute.cluster[2] != 1) {
     return kInvalidValue;
   }
-  return Launch(function, *config, config->attributes->cluster[0], arguments, extra);
+  return Launch(function, *config, attribute.cluster[0], false, arguments, extra);
 }
 
 }  // extern "C"

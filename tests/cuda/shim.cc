@@ -28,7 +28,9 @@ namespace {
 constexpr size_t kStack = 256 << 10;
 constexpr int kWarp = 32;
 
-enum class State { kReady, kAtBarrier, kAtClusterBarrier, kAtShuffle, kEnded };
+enum class State { kReady, kAtBarrier, kAtClusterBarrier, kAtShuffle, kAwaiting, kEnded };
+
+using Stores = std::vector<std::pair<float*, float>>;
 
 struct Fiber {
   ucontext_t context;
@@ -38,7 +40,10 @@ struct Fiber {
   int site = 0;      // of the barrier, or the mask of the shuffle
   int shuffles = 0;  // so far: a lane is at most one ahead of the others of its warp
   float offered[2];  // to this and the next shuffle
+  const unsigned* arrived = nullptr;
+  unsigned awaited = 0;
   std::vector<std::pair<const void*, void*>> copies;  // that are not awaited yet
+  Stores told;                                        // since the last barrier
 };
 
 struct Scheduler {
@@ -48,7 +53,9 @@ struct Scheduler {
   const std::function<void()>* kernel = nullptr;
   int threads = 0;  // of a block
   unsigned shared_bytes = 0;
-  std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block of the cluster
+  bool cooperative = false;
+  std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block that runs
+  std::vector<Stores> told;                              // by each, before a barrier
 };
 Scheduler scheduler;
 
@@ -96,7 +103,14 @@ bool Release(int begin, int end, State state) {
     const Fiber& fiber = *scheduler.fibers[i];
     if (fiber.state != state || fiber.site != first.site) return false;
   }
-  for (int i = begin; i < end; ++i) scheduler.fibers[i]->state = State::kReady;
+  for (int i = begin; i < end; ++i) {
+    Fiber& fiber = *scheduler.fibers[i];
+    fiber.state = State::kReady;
+    if (state != State::kAtBarrier) continue;
+    Stores* const to = &scheduler.told[i / scheduler.threads];
+    to->insert(to->end(), fiber.told.begin(), fiber.told.end());
+    fiber.told.clear();
+  }
   return true;
 }
 
@@ -145,13 +159,24 @@ bool RunWarps(int block, const std::vector<int>& warps, const std::vector<int>& 
   return ran;
 }
 
+// Lets those go on that await no more arrivals. Whether there are any.
+bool ReleaseAwaiting() {
+  bool any = false;
+  for (const auto& fiber : scheduler.fibers) {
+    if (fiber->state != State::kAwaiting || *fiber->arrived < fiber->awaited) continue;
+    fiber->state = State::kReady;
+    any = true;
+  }
+  return any;
+}
+
 bool HasEnded(int begin, int end) {
   return std::all_of(scheduler.fibers.begin() + begin, scheduler.fibers.begin() + end,
                      [](const auto& fiber) { return fiber->state == State::kEnded; });
 }
 
 // From barrier to barrier one block after the other.
-void RunCluster(uint3 first, int blocks, uint64_t* seed) {
+void RunTogether(uint3 first, int blocks, uint64_t* seed) {
   const int threads = scheduler.threads, all = blocks * threads;
   std::vector<int> order(blocks), warps((threads + kWarp - 1) / kWarp), lanes(kWarp);
   for (std::vector<int>* each : {&order, &warps, &lanes}) {
@@ -172,7 +197,7 @@ void RunCluster(uint3 first, int blocks, uint64_t* seed) {
         std::memset(scheduler.shared[block].get(), 0xff, scheduler.shared_bytes);
       }
     }
-    if (!Release(0, all, State::kAtClusterBarrier) && !goes_on) {
+    if (!Release(0, all, State::kAtClusterBarrier) && !goes_on && !ReleaseAwaiting()) {
       Abort("threads wait at different places");
     }
   }
@@ -191,8 +216,8 @@ void* SharedMemory() { return scheduler.shared[scheduler.current / scheduler.thr
 const void* SharedMemoryOf(int rank, const void* p) {
   const auto offset =
       static_cast<const unsigned char*>(p) - static_cast<const unsigned char*>(SharedMemory());
-  if (rank < 0 || rank >= static_cast<int>(scheduler.shared.size()) || offset < 0 ||
-      offset >= scheduler.shared_bytes) {
+  if (scheduler.cooperative || rank < 0 || rank >= static_cast<int>(scheduler.shared.size()) ||
+      offset < 0 || offset >= scheduler.shared_bytes) {
     Abort("not in the shared memory of the cluster");
   }
   return scheduler.shared[rank].get() + offset;
@@ -210,7 +235,26 @@ void Synchronize(int site) {
 }
 
 void SynchronizeCluster(int site) {
+  if (scheduler.cooperative) Abort("a barrier of a cluster in a launch without");
   if (site != KERAS_NORMS_MUTATE) Wait(State::kAtClusterBarrier, site);
+}
+
+void Tell(float* p, float value) { Current().told.emplace_back(p, value); }
+
+void Arrive(unsigned* arrived) {
+  if (!scheduler.cooperative) Abort("blocks that need not run at the same time");
+  for (Stores* told : {&scheduler.told[scheduler.current / scheduler.threads], &Current().told}) {
+    for (const auto& [p, value] : *told) *p = value;
+    told->clear();
+  }
+  ++*arrived;
+}
+
+void Await(int site, const unsigned* arrived, unsigned all) {
+  if (site == KERAS_NORMS_MUTATE) return;
+  Current().arrived = arrived;
+  Current().awaited = all;
+  Wait(State::kAwaiting, site);
 }
 
 float ShuffleXor(float value, int mask) {
@@ -221,27 +265,32 @@ float ShuffleXor(float value, int mask) {
 }
 
 void Run(const std::function<void()>& kernel, uint3 grid, uint3 block, unsigned shared_bytes,
-         unsigned cluster, uint64_t seed) {
+         unsigned cluster, bool cooperative, uint64_t seed) {
   const int threads = static_cast<int>(block.x * block.y * block.z);
   if (threads != static_cast<int>(block.x)) Abort("a block of more than one dimension");
   if (grid.x % cluster != 0) Abort("a grid that is not of whole clusters");
-  while (scheduler.fibers.size() < threads * cluster) AddFiber();
+  if (cooperative && (cluster > 1 || grid.y > 1)) Abort("a cooperative launch of clusters");
+  const unsigned together = cooperative ? grid.x : cluster;
+  while (scheduler.fibers.size() < static_cast<size_t>(threads) * together) AddFiber();
   for (auto& fiber : scheduler.fibers) {
     fiber->shuffles = 0;
     fiber->copies.clear();
+    fiber->told.clear();
   }
   scheduler.kernel = &kernel;
   scheduler.threads = threads;
   scheduler.shared_bytes = shared_bytes;
-  scheduler.shared.resize(cluster);
+  scheduler.cooperative = cooperative;
+  scheduler.shared.resize(together);
+  scheduler.told.assign(together, {});
   block_size = block;
   for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; x += cluster) {
+    for (unsigned x = 0; x < grid.x; x += together) {
       for (auto& shared : scheduler.shared) {
         shared.reset(new unsigned char[shared_bytes]);
         std::memset(shared.get(), 0xff, shared_bytes);
       }
-      RunCluster({x, y, 0}, static_cast<int>(cluster), &seed);
+      RunTogether({x, y, 0}, static_cast<int>(together), &seed);
     }
   }
 }

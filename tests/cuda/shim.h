@@ -5,7 +5,9 @@
 // missing barrier shows as a wrong result. A barrier that not all threads of a block reach, or of a
 // cluster, or not all lanes of a warp, ends the process. So do misaligned vectors. The blocks of a
 // cluster run together; the shared memory of one that ended is NaN for the others. Asynchronous
-// copies are made when they are awaited.
+// copies are made when they are awaited. All blocks of a cooperative launch run together, too; what
+// they tell each other in memory is there once a thread has arrived, and only what was told before
+// a barrier that it has passed.
 //
 // With KERAS_NORMS_MUTATE=i (defined for shim.cc, counted from 0) the i-th barrier of the sources
 // is left out: the tests must then fail, whichever it is.
@@ -30,9 +32,10 @@ namespace shim {
 // Of the thread that runs.
 extern uint3 thread_index, block_index, block_size;
 
-// Runs `kernel` in all threads of all blocks, of which `cluster` neighbours are a cluster.
+// Runs `kernel` in all threads of all blocks, of which `cluster` neighbours are a cluster, or which
+// run all at once.
 void Run(const std::function<void()>& kernel, uint3 grid, uint3 block, unsigned shared_bytes,
-         unsigned cluster, uint64_t seed);
+         unsigned cluster, bool cooperative, uint64_t seed);
 
 // Of the block: `shared_bytes` filled with NaN at its beginning. And where p, which is in it, is in
 // that of another block of the cluster.
@@ -46,6 +49,9 @@ void AwaitCopies();
 // `site` tells the calls in the sources apart.
 void Synchronize(int site);
 void SynchronizeCluster(int site);
+void Tell(float* p, float value);
+void Arrive(unsigned* arrived);
+void Await(int site, const unsigned* arrived, unsigned all);
 float ShuffleXor(float value, int mask);
 
 [[noreturn]] void Abort(const char* why);
@@ -60,6 +66,7 @@ inline void ExpectAligned(const void* p) {
 #define blockDim shim::block_size
 #define __syncthreads() shim::Synchronize(__COUNTER__)
 #define ClusterSynchronize() shim::SynchronizeCluster(__COUNTER__)
+#define AwaitArrivals(arrived, all) shim::Await(__COUNTER__, arrived, all)
 
 inline float __shfl_xor_sync(unsigned lanes, float value, int mask) {
   if (lanes != 0xffffffffu) shim::Abort("a shuffle of part of a warp");
