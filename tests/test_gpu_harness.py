@@ -523,6 +523,8 @@ def test_torch_measured_row():
     rows = Case("layer", (4, 8), cases.ROWS, "float32")
     assert cases.TRITON in measure.names(rows, FORWARD)
     assert cases.TRITON not in measure.names(rows, BACKWARD)
+    batch = Case("batch", (2, 3, 5, 8), CHANNELS_LAST, "float32")
+    assert measure.names(batch, BACKWARD) == [cases.OURS, cases.TWICE, cases.EAGER, cases.CLONE]
     data_ = [t for t in measure.columns.data(rows, BACKWARD, 1, "cpu") if torch.is_tensor(t)]
     assert all(t.dtype == torch.float32 for t in data_)
 
@@ -650,6 +652,31 @@ def test_torch_columns_that_disagree_are_not_timed():
         assert isinstance(found, dict) == agrees
         assert agrees or found.startswith("ArithmeticError: its result differs from ours by 0.")
         assert row["bytes"] == row["own_bytes"] == 2 * case.bytes + 4 * (2 * 8 + 2 * 4)
+
+
+def test_torch_what_is_read_once_is_timed_beside_two_reads():
+    pytest.importorskip("torch")
+    from benchmarks.gpu import measure
+
+    class Switched(Stand):
+        reads, once = (), True
+
+        def read_once(self, yes):
+            self.once = yes
+
+        def normalize(self, *arguments):
+            self.reads += (self.once,)
+            super().normalize(*arguments)
+
+    case = Case("batch", (2, 3, 5, 8), CHANNELS_LAST, "float32")
+    for kernels, twice in ((Recording.kernels, False), (["slices_forward_float32x4"], True)):
+        library = Switched()
+        library.kernels = kernels
+        names = measure.names(case, FORWARD)
+        row = measure.measure(case, FORWARD, names, library, FakeTimer(), "cpu", lambda: 0)
+        assert (cases.TWICE in row["columns"]) == twice
+        assert (False in library.reads) == twice
+        assert library.once
 
 
 def timed(title, layer, layout, passes, ours, torch, *, own=None, floor=1000, **columns):

@@ -10,6 +10,7 @@ DTYPES = ("bfloat16", "float32", "float16")  # parameters are float32 beside all
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float16": 2}
 FORWARD, BACKWARD = "forward", "backward"
 OURS, EAGER, COMPILED, TRITON, CLONE = "ours", "torch", "torch.compile", "Triton", "clone"
+TWICE = "ours, 2 reads"  # as on devices whose blocks cannot hold together what is read once
 EPSILON = 1e-3
 
 ROWS, CHANNELS_LAST, CHANNELS_FIRST = "rows", "channels last", "channels first"
@@ -85,6 +86,7 @@ IMAGE_SHAPES = (  # channels last, with the groups of GroupNormalization
     ((64, 112, 112, 64), 32),
     ((32, 7, 7, 2048), 32),
     ((8, 128, 128, 512), 32),
+    ((32, 56, 56, 64), 32),  # batch norm of these: by all blocks of a device at once
     ((2, 64, 64, 1280), 32),
     ((1, 512, 512, 128), 32),
     ((256, 14, 14, 1024), 32),
@@ -141,4 +143,7 @@ SMALL = (
     *(Geometry(2, 35, 1, 22, 1), Geometry(1, 513, 24, 1, 1), Geometry(3, 37, 3, 1, 1)),
     *(Geometry(2, 129, 4, 16, 1), Geometry(3, 1, 2, 5, 49), Geometry(2, 1, 4, 8, 64)),
     *(Geometry(1, 5, 7, 1, 131), Geometry(1, 3, 16, 1, 40), Geometry(2, 3, 2, 3, 7)),
+    Geometry(1, 5, 3, 1, 264),
 )
+# More than a cluster of blocks holds, so that all blocks of a device do, where it has as many.
+LARGE = Geometry(1, 60_001, 32, 1, 1)

@@ -51,6 +51,9 @@ def build(name: str, case: Case, passes: str, data: Data, library, stream) -> Ca
     match name:
         case cases.OURS:
             return _ours(case, passes, data, library, stream)
+        case cases.TWICE:
+            ours = _ours(case, passes, data, library, stream)
+            return [_read_twice(library, call) for call in ours]
         case cases.EAGER:
             return _torch(case, passes, data, lambda function: function)
         case cases.COMPILED:
@@ -105,6 +108,17 @@ def _ours(case, passes, data, library, stream) -> Calls:
     if passes == FORWARD:
         return [forward(x) for x in data.xs]
     return [backward(x, dy) for x, dy in zip(data.xs, data.dys, strict=True)]
+
+
+def _read_twice(library, call: Callable[[], Any]) -> Callable[[], Any]:
+    def twice():
+        library.read_once(False)
+        try:
+            return call()
+        finally:
+            library.read_once(True)
+
+    return twice
 
 
 def _torch(case, passes, data, prepare: Callable[[Callable], Callable]) -> Calls:

@@ -85,8 +85,8 @@ int Run(int dtype, const Geometry& k, int activation, void* stream, const F& f) 
 KN_GPU_API const char* kn_gpu_error() { return last_error.c_str(); }
 KN_GPU_API const char* kn_gpu_kernels() { return last_kernels.c_str(); }
 
-// Whether what a cluster of blocks can hold is read once (1, as it begins) or as on devices without
-// clusters (0).
+// Whether what a cluster of blocks, or all that run at the same time, can hold is read once (1, as
+// it begins) or as on devices without clusters (0).
 KN_GPU_API void kn_gpu_read_once(int yes) { read_once = yes != 0; }
 
 // What this was built from.

@@ -57,7 +57,7 @@ class Library:
         return self._library.kn_gpu_kernels().decode().split()
 
     def read_once(self, yes: bool) -> None:
-        """Whether clusters of blocks hold what they can; False: as on devices without them."""
+        """Whether blocks hold together what they can; False: as on devices without clusters."""
         self._library.kn_gpu_read_once(int(yes))
 
     def workspace_bytes(self, dtype: str, geometry: Geometry) -> int:

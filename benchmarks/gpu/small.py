@@ -11,7 +11,7 @@ from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 
 import numpy as np
 
-from benchmarks.gpu.cases import DTYPES, EPSILON, ITEM_BYTES, SMALL, Geometry
+from benchmarks.gpu.cases import DTYPES, EPSILON, ITEM_BYTES, LARGE, SMALL, Geometry
 from benchmarks.gpu.library import ACTIVATIONS, Library
 
 
@@ -127,6 +127,8 @@ def main() -> int:
         for i, k in enumerate(SMALL):
             for activation in ("none", ACTIVATIONS[1 + i % 3]):
                 kernels |= run(library, memory, k, dtype, activation, i % 4 != 3)
+        if once and dtype == DTYPES[0]:  # enough of it
+            kernels |= run(library, memory, LARGE, dtype, "none", True)
     print(f"{len(kernels)} kernels ran: {' '.join(sorted(kernels))}")
     return 0
 

@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Iterable, Iterator
 
-from benchmarks.gpu.cases import CLONE, COMPILED, EAGER, OURS, TRITON
+from benchmarks.gpu.cases import CLONE, COMPILED, EAGER, OURS, TRITON, TWICE
 from benchmarks.gpu.results import GOALS, Result, Row
 
-COLUMNS = (OURS, EAGER, COMPILED, TRITON, CLONE)
+COLUMNS = (OURS, TWICE, EAGER, COMPILED, TRITON, CLONE)
 SHOWN = 20  # rows of a list; the file has all
 
 
@@ -111,13 +111,14 @@ def _means(result: Result) -> Iterator[str]:
             groups.setdefault(key, []).append(row)
         yield ""
         yield "Geometric means (x/ours: how often faster ours is)"
-        heads = ("%", "own %", "torch/ours", "compile/ours", "Triton/ours", "clone/ours", "slower")
+        heads = ("%", "own %", "torch/ours", "compile/ours", "Triton/ours", "clone/ours")
+        heads += ("2 reads/ours", "slower")
         yield f"{'':44}{'rows':>5}" + "".join(f"{head:>13}" for head in heads)
         for key, found in groups.items():
             numbers = [
                 _percent(_mean(r.part(size) for r in found)) for size in ("bytes", "own_bytes")
             ]
-            for name in (EAGER, COMPILED, TRITON, CLONE):
+            for name in (EAGER, COMPILED, TRITON, CLONE, TWICE):
                 numbers.append(_number(_mean(r.ratio(name) for r in found)))
             numbers.append(str(sum(r.slower for r in found)))
             cells = "".join(f"{number:>13}" for number in numbers)
