@@ -138,7 +138,7 @@ struct DriverLauncher::Module {
   }
 
   // What the largest kernel can be launched with. It is asked for, as a part of a device (MIG) may
-  // have room for smaller clusters only.
+  // have room for smaller clusters and fewer blocks only.
   bool FindCapability(int device, std::string* error) {
     const Driver& driver = TheDriver();
     int clusters = 0, shared_bytes = 0, most = 0, cooperative = 0, multiprocessors = 0, blocks = 0;

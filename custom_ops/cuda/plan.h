@@ -5,8 +5,9 @@
 // Pointers are to device memory. T is float, bfloat16 or float16; for double there is no kernel, as
 // the portable path serves it. The cut of the work depends on the geometry, on T, on whether
 // pointers are aligned to 16 bytes and on Capability, and no number is added atomically: results
-// are the same bits each time and on all devices of one capability. `workspace` (aligned to 16) has
-// WorkspaceBytes, which is enough for every capability.
+// are the same bits each time and on all devices of one Capability. How large a device is, is only
+// asked where blocks must run at the same time. `workspace` (aligned to 16) has WorkspaceBytes,
+// which is enough for every Capability.
 //
 // y may be x, and dx may be dy; of MomentsGrad, x. Each function returns whether all launches
 // succeeded.
