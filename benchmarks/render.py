@@ -94,10 +94,12 @@ def _about(result: Result) -> str:
     peers = "".join(f", {name} {about[key]}" for key, name in PEERS.items() if about.get(key))
     speed = ""
     if result.mean_ratio:
+        slow = len(result.slow_rows)
         speed = (
             f" Geometric mean over the {len(result.compared)} rows that Keras has: "
             f"{1 / result.mean_ratio:.1f} times faster than the best of Keras; "
-            f"{len(result.slow_rows)} rows are more than {results.SLOWER:g} times slower."
+            f"{slow} row{' is' if slow == 1 else 's are'} more than {results.SLOWER:g} times "
+            "slower."
         )
     return (
         f"{about['processor']}, {about['threads']} threads, {about['date']}; {versions}{peers}. "

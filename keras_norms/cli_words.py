@@ -20,7 +20,8 @@ SAID = {"verify=False": "--no-verify", "a size given there as None": "a size giv
 
 _NAMES = "|".join(TYPED)
 _NAMED = re.compile(
-    rf"`(?P<alone>{_NAMES})`"
+    rf"(?P<said>{'|'.join(SAID)})"
+    rf"|`(?P<alone>{_NAMES})`"
     rf"|\b(?P<name>{_NAMES})=(?P<value>'[^']*'|\([^)]*\)|\{{[^}}]*\}}|[-+.\w]*\w)"
     r"|(?<!\w)'[^']*'"  # a user's own name
 )
@@ -28,12 +29,12 @@ _NAMED = re.compile(
 
 def as_typed(message: str) -> str:
     """An error's words with the options in the place of Python's arguments."""
-    for words, ours in SAID.items():
-        message = message.replace(words, ours)
     return _NAMED.sub(_typed, message)
 
 
 def _typed(found: re.Match) -> str:
+    if found["said"]:
+        return SAID[found["said"]]
     if found["alone"]:
         return f"`{TYPED[found['alone']]}`"
     if not found["name"]:

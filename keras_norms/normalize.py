@@ -131,7 +131,8 @@ def normalize(
     writer = _writer_here() if mask is None else None
     runs_fused = writer is None and mask is None and _runs_fused(x)
     # In 16 bits what lies between the two ops would be rounded once more.
-    if runs_fused and x.dtype == _wide(x) and (views := geometry.untransposed(x.shape)):
+    views = geometry.untransposed(x.shape) if runs_fused and x.dtype == _wide(x) else None
+    if views is not None:
         return _untransposed(x, *views, gamma, beta, epsilon, subtract_mean, activation)
     x = _transpose(x, geometry.order)
     if writer is not None:

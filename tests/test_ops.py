@@ -1,5 +1,7 @@
 """The functional face: the layers' own computation on tensors."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -144,3 +146,24 @@ def test_what_is_no_real_number_is_refused(x):
         TypeError, match=r"must be of real numbers\. Received: dtype=(complex64|string)"
     ):
         kn.ops.layer_norm(x)
+
+
+def test_in_a_function_that_autograph_rewrites(kernel):
+    """As `tf.function` does by itself. What it does not understand it says in a warning."""
+    said = []
+    handler, logger = logging.Handler(), tf.get_logger()
+    handler.emit = lambda record: said.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel("WARNING")
+    try:
+
+        @tf.function
+        def run(x):
+            return kn.ops.layer_norm(x, axis=0) + kn.ops.group_norm(x, 3) + kn.ops.rms_norm(x)
+
+        run(tf.constant([[1.0, 2.0, 4.0]]))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert said == []

@@ -373,6 +373,10 @@ def test_names_of_users_are_not_options(main, folder):
             "load_model(path, safe_mode=False), metadata",
         ),
         ("input_shapes=(((( data=", "input_shapes=(((( data="),
+        (
+            "pass verify=False. Received: '/verify=False'",
+            "pass --no-verify. Received: '/verify=False'",
+        ),
     ],
 )
 def test_words_of_others_do_no_harm(words, want):

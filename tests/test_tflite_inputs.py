@@ -486,22 +486,35 @@ def test_a_data_set_as_for_fit(tmp_path, images):
 
 
 def test_a_data_set_of_several_inputs(tmp_path, rng):
-    a, b = keras.Input((3,), name="a"), keras.Input((None,), name="b")
+    """By place they are the model's; a file has its inputs in an order of its own."""
+    z, b = keras.Input((3,), name="z"), keras.Input((None,), name="b")
     x = [rng.normal(size=(4, n)).astype("float32") for n in (3, 5)]
     model, path = (
-        keras.Model([a, b], kn.UnitNormalization()(a) + layers.ReLU()(b)[:, :1]),
+        keras.Model([z, b], kn.UnitNormalization()(z) + layers.ReLU()(b)[:, :1]),
         tmp_path / "m.tflite",
     )
-    for element in (tuple(x), (tuple(x), x[0]), ({"b": x[1], "a": x[0]}, x[0], x[1])):
+    for element in (tuple(x), (tuple(x), x[0]), ({"b": x[1], "z": x[0]}, x[0], x[1])):
         data = tf.data.Dataset.from_tensor_slices(element)
         kn.tflite.convert(model, path, input_shapes=[(3,), (None,)], data=data)
-        np.testing.assert_allclose(kn.tflite.run(path, data), model(x), rtol=0, atol=1e-5)
+        calls = (
+            lambda data: kn.tflite.run(path, data),
+            lambda data: kn.tflite.compare(path, path, data),
+            lambda data: kn.tflite.bench([path], data=data, runs=1),
+        )
+        for call in calls:
+            if isinstance(element[0], dict):
+                call(data)
+                continue
+            for given in (data, x):
+                with pytest.raises(ValueError, match="does not keep the order of the model's inp"):
+                    call(given)
+    np.testing.assert_allclose(kn.tflite.run(path, data), model(x), rtol=0, atol=1e-5)
     sizes = tf.data.Dataset.from_generator(
         lambda: ((x[0][k], x[1][k, : k + 1]) for k in range(4)),
         output_signature=(tf.TensorSpec((3,)), tf.TensorSpec((None,))),
     )
     with pytest.raises(ValueError, match=r"of one shape. Received: \(1,\) and \(2,\) for .* 'b'"):
-        kn.tflite.run(path, sizes)
+        kn.tflite.convert(model, path, input_shapes=[(3,), (None,)], data=sizes)
 
 
 @pytest.mark.parametrize(

@@ -553,10 +553,13 @@ XY = tf.data.Dataset.from_tensor_slices((np.arange(30.0).reshape(10, 3), np.ones
         XY.map(lambda x, y: (x, x)),
         lambda: ((x, float(y[0])) for x, y in XY.as_numpy_iterator()),
         list(XY.batch(3).as_numpy_iterator()),
+        (np.arange(30.0).reshape(10, 3), np.ones((10, 3))),
+        (np.arange(30.0).reshape(10, 3), np.ones(10), np.ones(10)),
     ],
     ids=[
         *("array", "list", "rows", "dataset", "representative_dataset", "x and y", "batches of it"),
         *("of a dict", "of a tuple, with weights", "x twice", "generator", "list of x and y"),
+        *("arrays x and y", "arrays x, y and weights"),
     ],
 )
 def test_samples_of_one_input_fill_the_last_batch(data):

@@ -80,7 +80,7 @@ def compare(
     if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
         raise ValueError(f"`timeout` must be a number above 0. Received: {timeout!r}")
     first, second = inspect(a), inspect(b)
-    data = whole(data, _inputs(first))  # once: a data set may be shuffled each time
+    data = whole(data, _inputs(first), ordered=False)  # once: it may be shuffled each time
     batches = _batches(first, data)
     progress.say(f"running {first.path}")
     want = _outputs(first, batches, timeout)
@@ -136,7 +136,7 @@ def bench(
     for path in paths:
         progress.say(f"opening {path}")
         file = inspect(path)
-        data = whole(data, _inputs(file))  # once: it is arrays then
+        data = whole(data, _inputs(file), ordered=False)  # once: it is arrays then
         batch = _batches(file, data)[:1]
         content = read(path)[0]
         probe(content, batch, timeout=TIMEOUT)  # what ends a process is to end that one
@@ -177,7 +177,7 @@ def _batches(file: Inspection, data: Any) -> list[dict[str, np.ndarray]]:
             )
         arrays = generate(inputs)
     else:
-        arrays = per_input(data, [i.name for i in inputs], "data", one=is_array)
+        arrays = per_input(data, [i.name for i in inputs], "data", one=is_array, ordered=False)
         arrays = {i.name: np.asarray(arrays[i.name]).astype(i.dtype) for i in inputs}
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     for i in inputs:

@@ -42,10 +42,9 @@ def read(file: File) -> dict[str, Any]:
 
 def entries(file: File) -> dict[str, bytes]:
     """The same as they stand there."""
-    found = {}
+    buffers = {}  # of a name that stands there often, the last
     for entry in file.raw.metadata or []:
         name = (entry.name or b"").decode(errors="replace")
         if name in (CONVERSION, TEST_VECTORS) and 0 <= entry.buffer < len(file.raw.buffers):
-            data = file.raw.buffers[entry.buffer].data
-            found[name] = bytes(() if data is None else data)
-    return found
+            buffers[name] = file.raw.buffers[entry.buffer].data
+    return {name: bytes(() if data is None else data) for name, data in buffers.items()}

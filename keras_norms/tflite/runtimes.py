@@ -124,8 +124,8 @@ def run_content(
     runner = runtime.open(content, delegates).get_signature_runner()
     details = runner.get_input_details()
     inputs = [Input(n, tuple(_sizes(d)), np.dtype(d["dtype"]).name) for n, d in details.items()]
-    data = whole(data, inputs)
-    arrays = per_input(data, list(details), "data", one=is_array)
+    data = whole(data, inputs, ordered=False)
+    arrays = per_input(data, list(details), "data", one=is_array, ordered=False)
     arrays = {n: np.asarray(a).astype(details[n]["dtype"]) for n, a in arrays.items()}
     batches = set()
     for name, array in arrays.items():

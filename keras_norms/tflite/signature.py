@@ -102,20 +102,28 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "shape")
 
 
+UNORDERED = " A file does not keep the order of the model's inputs."
+
+
 def per_input(
-    values: Any, names: list[str], argument: str, one: Callable[[Any], bool]
+    values: Any, names: list[str], argument: str, one: Callable[[Any], bool], ordered: bool = True
 ) -> dict[str, Any]:
-    """One value an input, by name, from the ways of giving them; `one` tells a single value."""
+    """One value an input, by name, from the ways of giving them; `one` tells a single value.
+
+    Where the names are not `ordered` as the user's inputs are, several come by name alone.
+    """
     if len(names) == 1 and one(values):
         return {names[0]: values}
     if isinstance(values, Mapping) and set(values) == set(names):
         return dict(values)
-    if isinstance(values, list | tuple) and len(values) == len(names) and all(map(one, values)):
+    several = isinstance(values, list | tuple) and len(values) == len(names)
+    if several and (ordered or len(names) == 1) and all(map(one, values)):
         return dict(zip(names, values, strict=True))
     kind = "a shape (without the batch)" if argument == "input_shapes" else "an array of samples"
     raise ValueError(
-        f"`{argument}` must be {kind} for each input ({', '.join(names)}): in a list in this "
-        f"order, in a dict by name, or alone if there is one input. Received: {_shown(values)}"
+        f"`{argument}` must be {kind} for each input ({', '.join(names)}): "
+        f"{'in a list in this order, ' * ordered}in a dict by name, or alone if there is one "
+        f"input.{UNORDERED * (not ordered)} Received: {_shown(values)}"
     )
 
 

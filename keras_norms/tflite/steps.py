@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_norms.tflite.probe import Batch
-from keras_norms.tflite.signature import Input, fits, is_array
+from keras_norms.tflite.signature import UNORDERED, Input, fits, is_array
 
 ENDLESS = -1  # tf.data.INFINITE_CARDINALITY
 
@@ -32,6 +32,8 @@ def collected(data: Any, inputs: Sequence[Input], most: int) -> Batch:
     """
     if callable(data) and not is_array(data) and not isinstance(data, Iterable):
         data = data()
+    if len(inputs) == 1 and _may_be_of_fit(data, inputs) and is_array(data[0]):
+        data = data[0]
     name = "representative_data"
     named = _named(data, inputs, name)
     if named is not None:
@@ -41,27 +43,33 @@ def collected(data: Any, inputs: Sequence[Input], most: int) -> Batch:
     return _joined(data, inputs, name, most)
 
 
-def whole(data: Any, inputs: Sequence[Input]) -> Any:
+def whole(data: Any, inputs: Sequence[Input], ordered: bool = True) -> Any:
     """`data` in which a tf.data.Dataset, all of it, is arrays; anything else is as it was.
+
+    Args:
+        ordered: whether the inputs are in the model's order. If not, as in a file, several come by
+            name alone.
 
     Raises: ValueError, if the data set has no end or does not fit the inputs.
     """
-    if not hasattr(data, "element_spec"):
+    if not hasattr(data, "cardinality"):
         return data
     if int(data.cardinality()) == ENDLESS:
         raise ValueError(
             f"`data` must have an end, as `data.take(100)` has. Received: {data!r:.200}"
         )
-    arrays = _joined(data, inputs, "data", None)
+    arrays = _joined(data, inputs, "data", None, ordered)
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
-def _joined(data: Iterable, inputs: Sequence[Input], argument: str, most: int | None) -> Batch:
+def _joined(
+    data: Iterable, inputs: Sequence[Input], argument: str, most: int | None, ordered: bool = True
+) -> Batch:
     """The samples of all steps, or of the first that have so many."""
     parts: dict[str, list] = {i.name: [] for i in inputs}
     taken = 0
     for step in data:
-        values = _values(step, inputs, argument)
+        values = _values(step, inputs, argument, ordered)
         got = {i.name: _array(values[i.name], i, argument, one=True) for i in inputs}
         if len({len(array) for array in got.values()}) != 1:
             counts = {name: len(array) for name, array in got.items()}
@@ -83,15 +91,16 @@ def _joined(data: Iterable, inputs: Sequence[Input], argument: str, most: int | 
     return {name: np.concatenate(some or none[name])[:most] for name, some in parts.items()}
 
 
-def _values(step: Any, inputs: Sequence[Input], argument: str) -> dict[str, Any]:
+def _values(step: Any, inputs: Sequence[Input], argument: str, ordered: bool) -> dict[str, Any]:
     """A step's values by input name."""
-    named = _named(step, inputs, argument)
+    x, named = step, _named(step, inputs, argument)
     if named is None and _may_be_of_fit(step, inputs):
-        named = _named(step[0], inputs, argument)
+        x, named = step[0], _named(step[0], inputs, argument)
     if named is None and isinstance(step, list | tuple) and len(inputs) == len(step):
         named = {i.name: value for i, value in zip(inputs, step, strict=True)}
-    if named is None:
-        raise ValueError(_expected(inputs, step, argument))
+    by_place = len(inputs) > 1 and not isinstance(x, Mapping)
+    if named is None or (by_place and not ordered):
+        raise ValueError(_expected(inputs, step, argument, ordered))
     return named
 
 
@@ -133,7 +142,7 @@ def _array(value: Any, i: Input, argument: str, one: bool = False) -> np.ndarray
     return array.astype(i.dtype)
 
 
-def _expected(inputs: Sequence[Input], received: Any, argument: str) -> str:
+def _expected(inputs: Sequence[Input], received: Any, argument: str, ordered: bool = True) -> str:
     if isinstance(received, Mapping):
         shown = f"a dict of {', '.join(map(repr, received))}"
     elif isinstance(received, list | tuple):
@@ -145,6 +154,7 @@ def _expected(inputs: Sequence[Input], received: Any, argument: str) -> str:
         many, also = "an iterable", ", or a function that returns one"
     return (
         f"`{argument}` must be arrays of samples, one for each input "
-        f"({', '.join(i.name for i in inputs)}), in a list in this order or in a dict by name, or "
-        f"{many} of such or of `(x, y)` with such an x{also}. Received: {shown}"
+        f"({', '.join(i.name for i in inputs)}), {'in a list in this order or ' * ordered}in a "
+        f"dict by name, or {many} of such or of `(x, y)` with such an x{also}."
+        f"{UNORDERED * (not ordered)} Received: {shown}"
     )

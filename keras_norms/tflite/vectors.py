@@ -93,7 +93,7 @@ def decoded(text: bytes) -> Sample:
 
 
 def _written(array: np.ndarray) -> dict[str, Any]:
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     return {
         "shape": list(array.shape),
         "dtype": array.dtype.name,

@@ -1,13 +1,13 @@
 // CUDA as far as custom_ops/cuda knows it, on the CPU, for g++ -include: a kernel runs block after
 // block, each thread as a fiber of its own.
 //
-// Fibers change at barriers and __shfl_xor_sync only, and in an order shuffled by a seed, so a
-// missing barrier shows as a wrong result. A barrier that not all threads of a block reach, or of a
-// cluster, or not all lanes of a warp, ends the process. So do misaligned vectors. The blocks of a
-// cluster run together; the shared memory of one that ended is NaN for the others. Asynchronous
-// copies are made when they are awaited. All blocks of a cooperative launch run together, too; what
-// they tell each other in memory is there once a thread has arrived, and only what was told before
-// a barrier that it has passed.
+// Fibers change at barriers, at __shfl_xor_sync and where they await arrivals only, and in an order
+// shuffled by a seed, so a missing barrier shows as a wrong result. A barrier that not all threads
+// of a block reach, or of a cluster, or not all lanes of a warp, ends the process. So do misaligned
+// vectors. The blocks of a cluster run together; the shared memory of one that ended is NaN for the
+// others. Asynchronous copies are made when they are awaited. All blocks of a cooperative launch
+// run together, too; what they tell each other in memory is there once a thread has arrived, and
+// only what was told before a barrier that it has passed.
 //
 // With KERAS_NORMS_MUTATE=i (defined for shim.cc, counted from 0) the i-th barrier of the sources
 // is left out: the tests must then fail, whichever it is.
