@@ -7,6 +7,7 @@ FOLDER holds `model.tflite`; `samples.npz`, the batches as "batch number/input";
 """
 
 import json
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -39,10 +40,6 @@ def real(value: np.ndarray, details: dict) -> np.ndarray:
 
 
 def limit_stack() -> None:
-    try:
-        import resource
-    except ImportError:  # not a Unix; there stacks are of one size
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if soft == resource.RLIM_INFINITY or soft > STACK:
         resource.setrlimit(resource.RLIMIT_STACK, (STACK, hard))
