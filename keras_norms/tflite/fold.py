@@ -18,8 +18,6 @@ from keras_norms.tflite.graph import NONE, Graph
 
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
-# The places among the inputs of what comes in, the weights and the bias.
-PLACES = {"TRANSPOSE_CONV": (2, 1, 3)}
 _SAME = 0  # padding
 
 # What the model's own names begin with in a file.
@@ -42,6 +40,11 @@ class Plan:
     def carry_out(self) -> None:
         for action in self.actions:
             action()
+
+
+def places(kind: str) -> tuple[int, int, int]:
+    """Where, among an operator's inputs, what comes in, the weights and the bias stand."""
+    return (2, 1, 3) if kind == "TRANSPOSE_CONV" else (0, 1, 2)
 
 
 def attempt(make: Callable[[], Plan]) -> tuple[Plan | None, str]:
@@ -162,7 +165,7 @@ class Folding:
             raise Cannot("its result is an output")
         kind, shape = graph.name(op), graph.shape(tensor)
         if kind in WEIGHTED:
-            place = PLACES.get(kind, (0, 1, 2))[0]
+            place = places(kind)[0]
             if [graph.inputs(op)[k] == tensor for k in range(len(op.inputs))].count(True) != 1 or (
                 graph.inputs(op)[place] != tensor
             ):
@@ -238,7 +241,7 @@ class Folding:
 
     def _weights(self, op: Any, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
         """As float64, so that a product is rounded once."""
-        _, of_weights, of_bias = PLACES.get(kind, (0, 1, 2))
+        _, of_weights, of_bias = places(kind)
         inputs = self.graph.inputs(op)
         w = self.graph.value(inputs[of_weights])
         given = len(inputs) > of_bias and inputs[of_bias] >= 0
@@ -248,7 +251,7 @@ class Folding:
         return w.astype(np.float64), None if bias is None else bias.astype(np.float64)
 
     def _rewritten(self, op: Any, kind: str, w: np.ndarray, bias: np.ndarray | None) -> Plan:
-        _, of_weights, of_bias = PLACES.get(kind, (0, 1, 2))
+        _, of_weights, of_bias = places(kind)
         numbers = [w] if bias is None else [w, bias]
         new = [np.asarray(v, np.float64).astype(np.float32) for v in numbers]
         if not all(np.all(np.isfinite(v)) for v in new):

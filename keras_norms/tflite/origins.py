@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import keras
 
-from keras_norms.tflite.fold import PLACES, WEIGHTED
+from keras_norms.tflite.fold import WEIGHTED, places
 from keras_norms.tflite.graph import Graph
 from keras_norms.tflite.marks import attribute, path_of
 
@@ -54,7 +54,7 @@ def origins(graph: Graph, scopes: Scopes) -> dict[int, str]:
         if kind not in WEIGHTED:
             continue
         layers = _layers(graph.tensor_name(graph.outputs(op)[0]), scopes)
-        weights = graph.inputs(op)[PLACES.get(kind, (0, 1, 2))[1]]
+        weights = graph.inputs(op)[places(kind)[1]]
         if not layers and len(consumers[weights]) == 1:  # an output of the file has another name
             layers = _layers(graph.tensor_name(weights), scopes)
         if len(layers) == 1:
